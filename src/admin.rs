@@ -1,0 +1,1 @@
+//! Metrics page and health endpoints.

@@ -1,0 +1,1 @@
+//! Files as written → validated plan.

@@ -1,0 +1,1 @@
+//! The `otlp_grpc` exporter.

@@ -1,0 +1,1 @@
+//! One delivery loop per exporter.
