@@ -1,0 +1,228 @@
+//! What the catalogue holds, and the trait that its stores fulfil. Rebuildable: losing it may cost duplicates,
+//! never data.
+
+mod sled;
+
+pub use self::sled::SledCatalog;
+
+use prost::Message;
+
+use super::cursor::{Cursor, PERSISTED_RANGES_MAX};
+
+/// Rows stay in sled's inline size: larger values become blob files that sled never syncs.
+pub const ROW_LEN_MAX: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {operation} the catalogue: {reason}")]
+pub struct CatalogError {
+    pub operation: &'static str,
+    pub reason: String,
+}
+
+/// One change: the row's new value, or None to delete it.
+pub type Change = (Vec<u8>, Option<Vec<u8>>);
+
+/// A small ordered store of rows. Called from one thread.
+pub trait Catalog: Send {
+    fn load(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CatalogError>;
+    /// Applies all changes at once; durable when it returns.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), CatalogError>;
+}
+
+/// Key of the row that says which life of the data directory this is.
+pub const META_KEY: &[u8] = b"meta";
+
+#[derive(Clone, PartialEq, Message)]
+pub struct MetaRow {
+    /// Counts the openings of the data directory.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// Counts checkpoints within all generations.
+    #[prost(uint64, tag = "2")]
+    pub checkpoint: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct QueueRow {
+    #[prost(uint64, tag = "1")]
+    pub next_sequence: u64,
+    #[prost(uint64, tag = "2")]
+    pub next_segment_id: u64,
+    #[prost(uint64, tag = "3")]
+    pub durable_end: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SegmentRow {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub nonce: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub first_sequence: u64,
+    #[prost(uint64, tag = "4")]
+    pub last_sequence: u64,
+    #[prost(uint64, tag = "5")]
+    pub records: u64,
+    #[prost(uint64, tag = "6")]
+    pub valid_end: u64,
+    #[prost(uint64, tag = "7")]
+    pub sequence_floor: u64,
+    #[prost(uint64, tag = "8")]
+    pub items: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CursorRow {
+    #[prost(uint64, tag = "1")]
+    pub low: u64,
+    /// Distances: from `low` to the first range's start, its length, from its end to the next start, and so on.
+    #[prost(uint64, repeated, tag = "2")]
+    pub ranges: Vec<u64>,
+}
+
+impl CursorRow {
+    pub fn new(cursor: &Cursor, ranges_max: usize) -> CursorRow {
+        let mut at = cursor.low();
+        let mut ranges = Vec::new();
+        for range in cursor.above().iter().take(ranges_max.min(PERSISTED_RANGES_MAX)) {
+            ranges.extend([range.start - at, range.end - range.start]);
+            at = range.end;
+        }
+        CursorRow { low: cursor.low(), ranges }
+    }
+
+    pub fn cursor(&self) -> Cursor {
+        let mut cursor = Cursor::at(self.low);
+        let mut at = self.low;
+        for pair in self.ranges.chunks_exact(2) {
+            let start = at.saturating_add(pair[0]);
+            let end = start.saturating_add(pair[1]);
+            cursor.settle(start..end);
+            at = end;
+        }
+        cursor
+    }
+}
+
+/// Makes an id safe as a file name and as a part of a key: anything but letters, digits, `.`, `_` and `-` becomes
+/// `%XX`, and so does a leading dot.
+pub fn encode_name(id: &str) -> String {
+    let mut name = String::with_capacity(id.len());
+    for (index, byte) in id.bytes().enumerate() {
+        let plain = byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' || (byte == b'.' && index > 0);
+        if plain {
+            name.push(char::from(byte));
+        } else {
+            name.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    name
+}
+
+/// The id that [`encode_name`] made `name` from.
+pub fn decode_name(name: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digits = [rest.next()?, rest.next()?];
+            bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+pub fn queue_key(queue: &str) -> Vec<u8> {
+    format!("q/{}", encode_name(queue)).into_bytes()
+}
+
+pub fn segment_key(queue: &str, id: u64) -> Vec<u8> {
+    format!("s/{}/{id:016x}", encode_name(queue)).into_bytes()
+}
+
+pub fn cursor_key(queue: &str, cursor: &str) -> Vec<u8> {
+    format!("c/{}/{}", encode_name(queue), encode_name(cursor)).into_bytes()
+}
+
+/// Everything that the catalogue says, in memory.
+#[derive(Debug, Default)]
+pub struct Contents {
+    pub meta: MetaRow,
+    pub queues: std::collections::BTreeMap<String, QueueContents>,
+}
+
+#[derive(Debug, Default)]
+pub struct QueueContents {
+    pub row: QueueRow,
+    pub segments: std::collections::BTreeMap<u64, SegmentRow>,
+    pub cursors: std::collections::BTreeMap<String, Cursor>,
+}
+
+impl Contents {
+    /// Rows that cannot be read are named in the error list and left out: recovery then scans instead.
+    pub fn from_rows(rows: &[(Vec<u8>, Vec<u8>)]) -> (Contents, Vec<String>) {
+        let mut contents = Contents::default();
+        let mut errors = Vec::new();
+        for (key, value) in rows {
+            if contents.take_row(key, value).is_none() {
+                errors.push(format!("unreadable catalogue row {}", String::from_utf8_lossy(key)));
+            }
+        }
+        (contents, errors)
+    }
+
+    fn take_row(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        if key == META_KEY {
+            self.meta = MetaRow::decode(value).ok()?;
+            return Some(());
+        }
+        let mut parts = std::str::from_utf8(key).ok()?.split('/');
+        let kind = parts.next()?;
+        let queue = self.queues.entry(decode_name(parts.next()?)?).or_default();
+        match kind {
+            "q" => queue.row = QueueRow::decode(value).ok()?,
+            "s" => {
+                let row = SegmentRow::decode(value).ok()?;
+                queue.segments.insert(row.id, row);
+            }
+            "c" => {
+                let name = decode_name(parts.next()?)?;
+                queue.cursors.insert(name, CursorRow::decode(value).ok()?.cursor());
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive_encoding_and_stay_in_their_directory() {
+        for id in ["traces", "traces/team a", "..", ".hidden", "ünïcode", "a%2Fb", "logs/x/y"] {
+            let name = encode_name(id);
+            assert!(!name.contains('/') && !name.starts_with('.'), "{name}");
+            assert_eq!(decode_name(&name).as_deref(), Some(id));
+        }
+    }
+
+    #[test]
+    fn a_cursor_row_with_the_most_ranges_fits_a_row_and_comes_back() {
+        let mut cursor = Cursor::at(1 << 40);
+        for n in 0..1000u64 {
+            cursor.settle((1 << 41) + n * (1 << 30)..(1 << 41) + n * (1 << 30) + (1 << 29));
+        }
+        let row = CursorRow::new(&cursor, PERSISTED_RANGES_MAX);
+        let bytes = row.encode_to_vec();
+        assert!(bytes.len() < ROW_LEN_MAX, "{} bytes", bytes.len());
+        let back = CursorRow::decode(&bytes[..]).expect("decodes").cursor();
+        assert_eq!(back.low(), cursor.low());
+        assert_eq!(back.above().len(), PERSISTED_RANGES_MAX);
+        assert!(back.above().iter().all(|range| cursor.has_settled(range)));
+    }
+}

@@ -1,0 +1,185 @@
+//! Every byte that storage reads or writes passes through [`Disk`], so that tests can put a failing one in its place.
+
+use std::fmt::Debug;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, FlockOperation};
+
+/// Vectors handed to one `pwritev`; Linux takes 1024 (IOV_MAX).
+const WRITE_VECTORS_MAX: usize = 1024;
+
+/// Room on the file system that holds a path, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskSpace {
+    pub total_bytes: u64,
+    pub available_bytes: u64,
+    /// `statfs` type number, to name tmpfs, overlay and NFS at start.
+    pub kind: u64,
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    pub name: String,
+    pub is_dir: bool,
+    pub len: u64,
+}
+
+/// An open file. Offsets are absolute; no shared position.
+pub trait DiskFile: Send + Sync + Debug {
+    /// Writes all of `parts`, one after the other, from `offset` on.
+    fn write_all_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()>;
+    /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    fn sync_data(&self) -> io::Result<()>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    fn len(&self) -> io::Result<u64>;
+}
+
+/// A disk. Paths are absolute or relative to the working directory, as std's are.
+pub trait Disk: Send + Sync + Debug {
+    /// Creates a file (0600) that must not exist, with `allocate_bytes` of real blocks.
+    fn create(&self, path: &Path, allocate_bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Creates one directory (0700); fine if it is there.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    fn space(&self, path: &Path) -> io::Result<DiskSpace>;
+    /// Takes the lock file for this process; `WouldBlock` when another has it. Held until dropped.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>>;
+}
+
+/// The operating system's.
+#[derive(Debug, Default)]
+pub struct RealDisk;
+
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn write_all_at(&self, parts: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        let mut rest = parts;
+        loop {
+            IoSlice::advance_slices(&mut rest, 0);
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let vectors = &rest[..rest.len().min(WRITE_VECTORS_MAX)];
+            match rustix::io::pwritev(&self.0, vectors, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
+
+impl Disk for RealDisk {
+    fn create(&self, path: &Path, allocate_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        if allocate_bytes > 0 {
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, allocate_bytes) {
+                Ok(()) => {}
+                // Not every file system can reserve blocks; a full disk then shows at the write.
+                Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(allocate_bytes)?,
+                Err(error) => {
+                    drop(file);
+                    std::fs::remove_file(path)?;
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(RealFile(OpenOptions::new().read(true).write(true).open(path)?)))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry.file_name().into_string() {
+                entries.push(DirEntry { name, is_dir: metadata.is_dir(), len: metadata.len() });
+            }
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn space(&self, path: &Path) -> io::Result<DiskSpace> {
+        let stat = rustix::fs::statfs(path)?;
+        let block = stat.f_bsize as u64;
+        Ok(DiskSpace {
+            total_bytes: stat.f_blocks.saturating_mul(block),
+            available_bytes: stat.f_bavail.saturating_mul(block),
+            kind: stat.f_type as u64,
+        })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        file.set_len(0)?;
+        file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
+        Ok(Box::new(file))
+    }
+}

@@ -1,0 +1,453 @@
+//! One queue's segment log: append on its writer thread, read what is durable, settle, reclaim.
+
+mod prepare;
+mod read;
+mod reclaim;
+mod writer;
+
+use std::any::Any;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{oneshot, watch};
+
+use super::cursor::Cursor;
+use super::disk::{Disk, DiskFile};
+use super::record::{self, METADATA_LEN_MAX, PAYLOAD_LEN_MAX, Record};
+use super::segment::{HEADER_PAGE_LEN, Identity};
+use super::space::{Full, Reservation, Space};
+use super::{Durable, RangeSet};
+
+pub use read::{Chunk, Lost, Position};
+pub use reclaim::QueueSnapshot;
+
+/// A record on its way in. `guard` is dropped when the log no longer holds the payload in memory.
+pub struct NewRecord {
+    pub signal: u8,
+    pub encoding: u8,
+    pub items: u32,
+    pub raw_len: u32,
+    pub received_unix_ns: u64,
+    pub metadata: Bytes,
+    pub payload: Bytes,
+    pub guard: Arc<dyn Any + Send + Sync>,
+}
+
+impl NewRecord {
+    /// Bytes that this record will take.
+    pub fn stored_len(&self) -> u64 {
+        record::record_len(self.metadata.len(), self.payload.len())
+    }
+}
+
+/// Why a record did not become durable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    #[error("the disk is full: {0}")]
+    Full(String),
+    #[error("storage failed: {0}")]
+    Failed(String),
+    #[error("the record is too large: {len} bytes, at most {max} fit")]
+    TooLarge { len: u64, max: u64 },
+    #[error("the queue was closed before the record was written")]
+    Closed,
+}
+
+/// Told what the writer does, on the writer's thread; for counting.
+pub trait Observer: Send + Sync {
+    fn synced(&self, _queue: &str, _took: Duration, _records: u64, _bytes: u64) {}
+    fn failed(&self, _queue: &str, _operation: &'static str, _error: &std::io::Error) {}
+    fn damaged(&self, _queue: &str, _lost: &Lost) {}
+}
+
+/// What every log of a store shares.
+#[derive(Clone)]
+pub struct Shared {
+    pub disk: Arc<dyn Disk>,
+    pub space: Arc<Space>,
+    pub observer: Arc<dyn Observer>,
+    pub segment_bytes: u64,
+    /// Recent records kept in memory for the exporters.
+    pub tail_bytes_max: u64,
+    pub sync_interval_min: Duration,
+    /// Set when a checkpoint has something to write.
+    pub dirty: Arc<Signal>,
+}
+
+/// A flag that a thread can wait for.
+#[derive(Default)]
+pub struct Signal {
+    raised: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Signal {
+    pub fn raise(&self) {
+        let mut raised = self.raised.lock();
+        if !*raised {
+            *raised = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until it is raised or the time is over, lowers it, and says whether it was raised.
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        let mut raised = self.raised.lock();
+        match timeout {
+            Some(timeout) => {
+                let deadline = Instant::now() + timeout;
+                while !*raised && !self.changed.wait_until(&mut raised, deadline).timed_out() {}
+            }
+            None => {
+                while !*raised {
+                    self.changed.wait(&mut raised);
+                }
+            }
+        }
+        std::mem::take(&mut *raised)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SegmentState {
+    Active,
+    Sealed,
+    /// A sync failed: nothing is written here any more, and what was durable before stays readable.
+    Abandoned,
+}
+
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub identity: Identity,
+    pub file: Arc<dyn DiskFile>,
+    pub state: SegmentState,
+    pub allocated_bytes: u64,
+    /// End of the last durable record.
+    pub valid_end: u64,
+    pub first: u64,
+    /// Last durable sequence; meaningful when `records` > 0.
+    pub last: u64,
+    pub records: u64,
+    pub items: u64,
+    /// Now and then a (sequence, offset), so that reading from the middle need not start at the front.
+    pub index: Vec<(u64, u64)>,
+    /// Offsets of damage already reported.
+    pub damage_seen: RangeSet,
+}
+
+pub(super) struct State {
+    pub segments: BTreeMap<u64, Segment>,
+    pub active: Option<u64>,
+    pub next_sequence: u64,
+    pub next_segment_id: u64,
+    /// Every record below is synced (or was never written); readers stay below.
+    pub durable_end: u64,
+    /// The last sequence written, for the next record's `previous`.
+    pub previous: u64,
+    pub tail: VecDeque<Record>,
+    pub tail_bytes: u64,
+    pub cursors: BTreeMap<String, Cursor>,
+    /// Segments made ready by the helper thread.
+    pub prepared: Option<(Identity, Arc<dyn DiskFile>)>,
+    /// A reclaimed segment kept to be recycled, under its spare name.
+    pub spare: Option<(PathBuf, Arc<dyn DiskFile>)>,
+    pub last_append: Option<Instant>,
+}
+
+struct Pending {
+    record: NewRecord,
+    reservation: Reservation,
+    answer: oneshot::Sender<Result<Durable, AppendError>>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    pending: VecDeque<Pending>,
+    closed: bool,
+}
+
+pub(super) struct Inner {
+    pub id: String,
+    pub dir: PathBuf,
+    pub shared: Shared,
+    pub state: Mutex<State>,
+    inbox: Mutex<Inbox>,
+    inbox_ready: Condvar,
+    /// Bytes promised to records that are not written yet.
+    pending_bytes: Arc<AtomicU64>,
+    /// Bytes left in the active segment and in the one prepared behind it.
+    room_bytes: AtomicU64,
+    durable_end: watch::Sender<u64>,
+    /// Why intake is refused, after failures in a row.
+    failure: Mutex<Option<String>>,
+    prepare_wanted: Signal,
+    stopping: AtomicBool,
+}
+
+/// A queue's log. Cheap to share; closed by [`Log::close`].
+pub struct Log {
+    inner: Arc<Inner>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("queue", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+/// What recovery hands over.
+pub(super) struct Recovered {
+    pub segments: BTreeMap<u64, Segment>,
+    pub next_sequence: u64,
+    pub next_segment_id: u64,
+    pub previous: u64,
+    pub cursors: BTreeMap<String, Cursor>,
+}
+
+/// Figures of one queue, for metrics and messages.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    pub segments: u64,
+    pub allocated_bytes: u64,
+    pub next_sequence: u64,
+    pub failure: Option<String>,
+    pub cursors: Vec<CursorStatus>,
+}
+
+#[derive(Clone, Debug)]
+pub struct CursorStatus {
+    pub name: String,
+    /// The lowest sequence that is not settled.
+    pub low: u64,
+    /// Records not settled, at most (sequence numbers never used count too).
+    pub backlog_records: u64,
+    /// Bytes from the oldest segment not wholly settled on.
+    pub backlog_bytes: u64,
+}
+
+impl Log {
+    pub(super) fn start(id: String, dir: PathBuf, shared: Shared, recovered: Recovered) -> std::io::Result<Log> {
+        let durable_end = recovered.next_sequence;
+        let inner = Arc::new(Inner {
+            id,
+            dir,
+            shared,
+            state: Mutex::new(State {
+                segments: recovered.segments,
+                active: None,
+                next_sequence: recovered.next_sequence,
+                next_segment_id: recovered.next_segment_id,
+                durable_end,
+                previous: recovered.previous,
+                tail: VecDeque::new(),
+                tail_bytes: 0,
+                cursors: recovered.cursors,
+                prepared: None,
+                spare: None,
+                last_append: None,
+            }),
+            inbox: Mutex::default(),
+            inbox_ready: Condvar::new(),
+            pending_bytes: Arc::default(),
+            room_bytes: AtomicU64::new(0),
+            durable_end: watch::channel(durable_end).0,
+            failure: Mutex::new(None),
+            prepare_wanted: Signal::default(),
+            stopping: AtomicBool::new(false),
+        });
+        let spawn = |name: &str, work: fn(&Inner), inner: Arc<Inner>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&inner))
+        };
+        let threads = vec![
+            spawn("log-writer", writer::run, Arc::clone(&inner))?,
+            spawn("log-prepare", prepare::run, Arc::clone(&inner))?,
+        ];
+        Ok(Log { inner, threads: Mutex::new(threads) })
+    }
+
+    pub fn id(&self) -> &str {
+        &self.inner.id
+    }
+
+    /// Promises room for a record of `bytes` (from [`NewRecord::stored_len`]), or says who holds it.
+    pub fn reserve(&self, bytes: u64) -> Result<Reservation, Full> {
+        let inner = &self.inner;
+        if inner.stopping.load(Ordering::Acquire) {
+            return Err(Full::Closed);
+        }
+        if let Some(failure) = &*inner.failure.lock() {
+            return Err(Full::Failed(failure.clone()));
+        }
+        let pending_bytes = inner.pending_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let reservation = Reservation { pending_bytes: Arc::clone(&inner.pending_bytes), bytes };
+        let beyond = pending_bytes.saturating_sub(inner.room_bytes.load(Ordering::Acquire));
+        if beyond > 0 {
+            let usable = inner.shared.segment_bytes - HEADER_PAGE_LEN;
+            let allocation = if bytes > usable {
+                beyond + HEADER_PAGE_LEN
+            } else {
+                beyond.div_ceil(usable) * inner.shared.segment_bytes
+            };
+            inner.shared.space.check(allocation, || self.holder())?;
+        }
+        Ok(reservation)
+    }
+
+    /// `, held by exporter "x" (…)`: the cursor that is furthest behind.
+    fn holder(&self) -> String {
+        let state = self.inner.state.lock();
+        match state.cursors.iter().min_by_key(|(_, cursor)| cursor.low()) {
+            Some((name, cursor)) if cursor.low() < state.durable_end => {
+                format!(
+                    ", held by exporter \"{name}\" in queue \"{}\", {} records behind",
+                    self.inner.id,
+                    state.durable_end - cursor.low()
+                )
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// Hands the record to the writer. The answer comes when its bytes are synced, or with the reason why not.
+    pub fn append(
+        &self,
+        reservation: Reservation,
+        record: NewRecord,
+    ) -> oneshot::Receiver<Result<Durable, AppendError>> {
+        let (answer, receiver) = oneshot::channel();
+        let len = record.payload.len() as u64;
+        if len > PAYLOAD_LEN_MAX || record.metadata.len() > METADATA_LEN_MAX {
+            // The receiver may have gone away; then nobody wants the answer.
+            let _ = answer.send(Err(AppendError::TooLarge { len, max: PAYLOAD_LEN_MAX }));
+            return receiver;
+        }
+        let mut inbox = self.inner.inbox.lock();
+        if inbox.closed {
+            let _ = answer.send(Err(AppendError::Closed));
+            return receiver;
+        }
+        inbox.pending.push_back(Pending { record, reservation, answer });
+        drop(inbox);
+        self.inner.inbox_ready.notify_one();
+        receiver
+    }
+
+    /// The receipt for a request with nothing to store.
+    pub fn durable_for_nothing() -> Durable {
+        Durable { _sealed: () }
+    }
+
+    /// Follows the end of what is durable: the sequence that the next record will have at the least.
+    pub fn watch_durable_end(&self) -> watch::Receiver<u64> {
+        self.inner.durable_end.subscribe()
+    }
+
+    pub fn durable_end(&self) -> u64 {
+        *self.inner.durable_end.borrow()
+    }
+
+    /// Adds a cursor where none of that name is.
+    pub fn ensure_cursor(&self, name: &str, at: u64) {
+        let mut state = self.inner.state.lock();
+        if !state.cursors.contains_key(name) {
+            state.cursors.insert(name.to_owned(), Cursor::at(at));
+            self.inner.shared.dirty.raise();
+        }
+    }
+
+    pub fn has_cursor(&self, name: &str) -> bool {
+        self.inner.state.lock().cursors.contains_key(name)
+    }
+
+    /// A copy of where the cursor stands.
+    pub fn cursor(&self, name: &str) -> Option<Cursor> {
+        self.inner.state.lock().cursors.get(name).cloned()
+    }
+
+    /// Moves the cursor; it becomes durable with the next checkpoint, and only then may segments go.
+    pub fn settle(&self, cursor: &str, range: Range<u64>) {
+        let mut state = self.inner.state.lock();
+        let State { cursors, tail, tail_bytes, .. } = &mut *state;
+        let Some(found) = cursors.get_mut(cursor) else { return };
+        found.settle(range);
+        // What everyone has settled need not stay in memory.
+        let low = cursors.values().map(Cursor::low).min().unwrap_or(0);
+        while tail.front().is_some_and(|record| record.sequence < low) {
+            if let Some(record) = tail.pop_front() {
+                *tail_bytes -= record.payload.len() as u64;
+            }
+        }
+        drop(state);
+        self.inner.shared.dirty.raise();
+    }
+
+    /// The oldest sequence still retained.
+    pub fn oldest_sequence(&self) -> u64 {
+        let state = self.inner.state.lock();
+        state.segments.values().find(|segment| segment.records > 0).map_or(state.durable_end, |segment| segment.first)
+    }
+
+    pub fn status(&self) -> Status {
+        let state = self.inner.state.lock();
+        let cursors = state
+            .cursors
+            .iter()
+            .map(|(name, cursor)| CursorStatus {
+                name: name.clone(),
+                low: cursor.low(),
+                backlog_records: cursor
+                    .above()
+                    .gaps(cursor.low()..state.durable_end)
+                    .iter()
+                    .map(|gap| gap.end - gap.start)
+                    .sum(),
+                backlog_bytes: state
+                    .segments
+                    .values()
+                    .filter(|segment| segment.records > 0 && !cursor.has_settled(segment.first..segment.last + 1))
+                    .map(|segment| segment.valid_end - HEADER_PAGE_LEN)
+                    .sum(),
+            })
+            .collect();
+        Status {
+            segments: state.segments.len() as u64,
+            allocated_bytes: state.segments.values().map(|segment| segment.allocated_bytes).sum(),
+            next_sequence: state.next_sequence,
+            failure: self.inner.failure.lock().clone(),
+            cursors,
+        }
+    }
+
+    /// Why intake is refused at the moment, if it is.
+    pub fn failure(&self) -> Option<String> {
+        self.inner.failure.lock().clone()
+    }
+
+    /// Writes and answers what is pending, then ends the threads. Later appends are refused.
+    pub fn close(&self) {
+        self.inner.stopping.store(true, Ordering::Release);
+        self.inner.inbox.lock().closed = true;
+        self.inner.inbox_ready.notify_all();
+        self.inner.prepare_wanted.raise();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!(queue = %self.inner.id, "a storage thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,169 @@
+//! Reading durable records: from memory when they are recent, from the segment file otherwise.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::storage::record::Record;
+use crate::storage::segment::{HEADER_PAGE_LEN, Scanner, Step};
+
+use super::{Inner, Log, Segment, State};
+
+/// Where a reader stands. The hint saves looking for the offset again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    pub sequence: u64,
+    /// Segment id and the offset in it where `sequence` is.
+    pub hint: Option<(u64, u64)>,
+}
+
+impl Position {
+    pub fn at(sequence: u64) -> Position {
+        Position { sequence, hint: None }
+    }
+}
+
+/// Records that are gone, or cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub segment_id: u64,
+    pub offset: u64,
+    pub bytes: u64,
+    /// Sequences that lay there: from, to (exclusive). May be empty when nothing is known to be missing.
+    pub sequences: std::ops::Range<u64>,
+    pub reason: String,
+}
+
+/// What one read brought.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    pub records: Vec<Record>,
+    /// Where to go on. Everything between the old and the new position is in `records`, lost, or was never used.
+    pub next: Position,
+    pub lost: Vec<Lost>,
+}
+
+impl Log {
+    /// Reads records from `from` on that are still in memory; None when the file must be asked. Never blocks for
+    /// long, so an async task may call it.
+    pub fn read_tail(&self, from: Position, bytes_max: u64, records_max: usize) -> Option<Chunk> {
+        let state = self.inner.state.lock();
+        if from.sequence >= state.durable_end {
+            return Some(Chunk { next: from, ..Chunk::default() });
+        }
+        let front = state.tail.front()?.sequence;
+        if front > from.sequence {
+            return None;
+        }
+        let start = state.tail.partition_point(|record| record.sequence < from.sequence);
+        let mut chunk = Chunk { next: from, ..Chunk::default() };
+        let mut bytes = 0;
+        for record in state.tail.iter().skip(start).take(records_max) {
+            bytes += u64::from(record.raw_len).max(record.payload.len() as u64);
+            if bytes > bytes_max && !chunk.records.is_empty() {
+                return Some(chunk);
+            }
+            chunk.records.push(record.clone());
+            chunk.next = Position::at(record.sequence + 1);
+        }
+        if chunk.records.is_empty() {
+            chunk.next = Position::at(state.durable_end);
+        }
+        Some(chunk)
+    }
+
+    /// Reads records from `from` on out of the segment file that holds them; at least one if there is one. Blocks on
+    /// the disk. Raw lengths count against `bytes_max`.
+    pub fn read_file(&self, from: Position, bytes_max: u64, records_max: usize) -> io::Result<Chunk> {
+        let inner = &self.inner;
+        let (mut scanner, id, last, valid_end) = {
+            let state = inner.state.lock();
+            let Some(segment) = segment_of(&state, from.sequence) else {
+                return Ok(Chunk { next: Position::at(from.sequence.max(state.durable_end)), ..Chunk::default() });
+            };
+            let offset = start_offset(segment, from);
+            let scanner = Scanner::new(Arc::clone(&segment.file), segment.identity, offset, segment.valid_end);
+            (scanner, segment.identity.id, segment.last, segment.valid_end)
+        };
+        let mut chunk = Chunk { next: from, ..Chunk::default() };
+        let mut bytes = 0;
+        loop {
+            let header = scanner.peek_header()?;
+            if let Some(header) = header.filter(|header| header.sequence < from.sequence) {
+                scanner.hop(&header);
+                continue;
+            }
+            if let Some(header) = header {
+                let full = bytes + u64::from(header.raw_len) > bytes_max || chunk.records.len() >= records_max;
+                if full && !chunk.records.is_empty() {
+                    return Ok(chunk);
+                }
+            }
+            match scanner.step()? {
+                Step::Record(located, record) => {
+                    bytes += u64::from(located.header.raw_len);
+                    let next = Position { sequence: record.sequence + 1, hint: Some((id, scanner.offset())) };
+                    if let Some(open) = chunk.lost.last_mut().filter(|lost| lost.sequences.end == u64::MAX) {
+                        open.sequences.end = record.sequence.max(open.sequences.start);
+                    }
+                    if record.sequence >= from.sequence {
+                        chunk.records.push(record);
+                        chunk.next = next;
+                    }
+                }
+                Step::Gap(gap) => chunk.lost.push(Lost {
+                    segment_id: id,
+                    offset: gap.offset,
+                    bytes: gap.len,
+                    sequences: chunk.next.sequence..u64::MAX,
+                    reason: "a record failed its check".to_owned(),
+                }),
+                Step::End => {
+                    // Sequences up to `last` were durable here, so what is missing at the end is damage as well.
+                    let at = scanner.offset();
+                    if at < valid_end {
+                        chunk.lost.push(Lost {
+                            segment_id: id,
+                            offset: at,
+                            bytes: valid_end - at,
+                            sequences: chunk.next.sequence..last + 1,
+                            reason: "records at the end of the segment failed their check".to_owned(),
+                        });
+                    }
+                    chunk.next = Position::at(last + 1);
+                    break;
+                }
+            }
+        }
+        report(inner, &chunk.lost);
+        Ok(chunk)
+    }
+}
+
+/// Each damaged place is reported once, however many exporters pass it.
+fn report(inner: &Inner, lost: &[Lost]) {
+    let mut state = inner.state.lock();
+    for lost in lost {
+        let Some(segment) = state.segments.get_mut(&lost.segment_id) else { continue };
+        let place = lost.offset..lost.offset + lost.bytes;
+        if !segment.damage_seen.contains_all(place.clone()) {
+            segment.damage_seen.insert(place);
+            inner.shared.observer.damaged(&inner.id, lost);
+        }
+    }
+}
+
+fn segment_of(state: &State, sequence: u64) -> Option<&Segment> {
+    // Ids and sequences rise together.
+    state.segments.values().find(|segment| segment.records > 0 && segment.last >= sequence)
+}
+
+fn start_offset(segment: &Segment, from: Position) -> u64 {
+    if let Some((id, offset)) = from.hint
+        && id == segment.identity.id
+        && offset <= segment.valid_end
+    {
+        return offset;
+    }
+    let after = segment.index.partition_point(|(sequence, _)| *sequence <= from.sequence);
+    after.checked_sub(1).map_or(HEADER_PAGE_LEN, |index| segment.index[index].1)
+}

@@ -1,0 +1,109 @@
+//! What a checkpoint writes down, and what may go once that is durable.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use crate::storage::catalog::{QueueRow, SegmentRow};
+use crate::storage::cursor::Cursor;
+use crate::storage::record::end_after;
+use crate::storage::segment;
+
+use super::prepare::SPARE_PREFIX;
+use super::{Log, SegmentState};
+
+/// One queue at one moment, as a checkpoint sees it.
+#[derive(Clone, Debug)]
+pub struct QueueSnapshot {
+    pub row: QueueRow,
+    pub segments: Vec<SegmentRow>,
+    pub cursors: BTreeMap<String, Cursor>,
+}
+
+impl Log {
+    pub fn snapshot(&self) -> QueueSnapshot {
+        let state = self.inner.state.lock();
+        let segments = state
+            .segments
+            .values()
+            .filter(|segment| segment.state == SegmentState::Sealed && segment.records > 0)
+            .map(|segment| SegmentRow {
+                id: segment.identity.id,
+                nonce: segment.identity.nonce.to_vec(),
+                first_sequence: segment.first,
+                last_sequence: segment.last,
+                records: segment.records,
+                valid_end: segment.valid_end,
+                sequence_floor: segment.identity.sequence_floor,
+                items: segment.items,
+            })
+            .collect();
+        QueueSnapshot {
+            row: QueueRow {
+                next_sequence: state.next_sequence,
+                next_segment_id: state.next_segment_id,
+                durable_end: end_after(state.previous),
+            },
+            segments,
+            cursors: state.cursors.clone(),
+        }
+    }
+
+    /// Removes (or keeps for recycling) the segments that every cursor of `durable` has settled. Call it only after
+    /// that snapshot is durable in catalogue and witness. Returns how many went.
+    pub fn reclaim(&self, durable: &QueueSnapshot) -> io::Result<u64> {
+        let inner = &self.inner;
+        if durable.cursors.is_empty() {
+            return Ok(0);
+        }
+        let mut gone = Vec::new();
+        let mut keep_spare = None;
+        {
+            let mut state = inner.state.lock();
+            // A cursor added after the snapshot holds on to what it has not settled.
+            let all_settled = |first: u64, last: u64, cursors: &BTreeMap<String, Cursor>| {
+                cursors.values().all(|cursor| cursor.has_settled(first..last + 1))
+            };
+            let ids: Vec<u64> = state
+                .segments
+                .values()
+                .filter(|segment| segment.state != SegmentState::Active)
+                .filter(|segment| {
+                    segment.records == 0
+                        || (all_settled(segment.first, segment.last, &durable.cursors)
+                            && all_settled(segment.first, segment.last, &state.cursors))
+                })
+                .map(|segment| segment.identity.id)
+                .collect();
+            let busy = state.active.is_some();
+            for id in ids {
+                let Some(segment) = state.segments.remove(&id) else { continue };
+                let recyclable = segment.allocated_bytes == inner.shared.segment_bytes
+                    && segment.state == SegmentState::Sealed
+                    && busy
+                    && state.spare.is_none()
+                    && keep_spare.is_none();
+                if recyclable {
+                    keep_spare = Some(segment);
+                } else {
+                    gone.push(segment);
+                }
+            }
+        }
+        let count = gone.len() as u64 + u64::from(keep_spare.is_some());
+        let disk = &inner.shared.disk;
+        if let Some(segment) = keep_spare {
+            let id = segment.identity.id;
+            let path = inner.dir.join(format!("{SPARE_PREFIX}{id:016x}"));
+            disk.rename(&segment::path_in(&inner.dir, id), &path)?;
+            inner.state.lock().spare = Some((path, segment.file));
+        }
+        for segment in gone {
+            disk.remove(&segment::path_in(&inner.dir, segment.identity.id))?;
+            inner.shared.space.subtract(segment.allocated_bytes);
+        }
+        if count > 0 {
+            disk.sync_dir(&inner.dir)?;
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,322 @@
+//! Opening one queue's directory: what is there, what is whole, what is lost.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::catalog::{QueueContents, SegmentRow};
+use super::cursor::Cursor;
+use super::disk::{Disk, DiskFile};
+use super::log::{Lost, Recovered, Segment, SegmentState};
+use super::ranges::RangeSet;
+use super::record::{NO_PREVIOUS, end_after};
+use super::segment::{self, HEADER_PAGE_LEN, HeaderPage, Identity, Located, ScanResult};
+use super::store::StoreError;
+use super::witness::QueueAccount;
+
+/// What recovery of one queue found worth telling.
+#[derive(Debug, Default)]
+pub struct QueueReport {
+    pub segments: u64,
+    pub records: u64,
+    /// Segments whose records were scanned because the catalogue did not vouch for them.
+    pub scanned: u64,
+    /// Bytes behind the last whole record, cut off: never acknowledged.
+    pub torn_tail_bytes: u64,
+    /// Records below the durable end that are gone.
+    pub lost: Vec<Lost>,
+    /// Files set aside because nothing in them could be made sense of.
+    pub quarantined: Vec<PathBuf>,
+    /// Cursors that stood beyond the end of the log.
+    pub cursors_beyond_end: Vec<String>,
+}
+
+struct Found {
+    segment: Segment,
+    /// Records, when the segment was scanned.
+    scan: Option<ScanResult>,
+}
+
+/// Reads a queue's directory. `known` is what the catalogue says (empty when it was lost), `account` the witness.
+pub(super) fn recover(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    known: &QueueContents,
+    account: Option<&QueueAccount>,
+) -> Result<(Recovered, QueueReport), StoreError> {
+    let mut report = QueueReport::default();
+    let mut cursors = known.cursors.clone();
+    for (name, row) in account.iter().flat_map(|account| &account.cursors) {
+        cursors.entry(name.clone()).or_default().merge(&row.cursor());
+    }
+    let witness_row = account.and_then(|account| account.row).unwrap_or_default();
+    let mut next_segment_id = known.row.next_segment_id.max(witness_row.next_segment_id);
+    let mut durable_end = known.row.durable_end.max(witness_row.durable_end);
+    let mut next_sequence = known.row.next_sequence.max(witness_row.next_sequence).max(durable_end);
+
+    let mut found: BTreeMap<u64, Found> = BTreeMap::new();
+    let entries = disk.list(dir).map_err(StoreError::io("list", dir))?;
+    for entry in entries.iter().filter(|entry| !entry.is_dir) {
+        let path = dir.join(&entry.name);
+        if let Some(name_id) = segment::parse_file_name(&entry.name) {
+            next_segment_id = next_segment_id.max(name_id + 1);
+            match open_segment(disk, &path, name_id, known.segments.get(&name_id), &mut report)? {
+                Some(opened) => {
+                    next_segment_id = next_segment_id.max(opened.segment.identity.id + 1);
+                    next_sequence = next_sequence.max(opened.segment.identity.sequence_floor);
+                    found.insert(name_id, opened);
+                }
+                None => continue,
+            }
+        } else if entry.name.starts_with("new.") || entry.name.starts_with("spare.") {
+            disk.remove(&path).map_err(StoreError::io("remove", &path))?;
+        }
+    }
+
+    for Found { segment, scan } in found.values() {
+        if segment.records > 0 {
+            durable_end = durable_end.max(segment.first);
+        }
+        for located in scan.iter().flat_map(|scan| &scan.records) {
+            durable_end = durable_end.max(located.header.durable_end);
+        }
+    }
+    let mut losses = LossFinder { last: None, lost: Vec::new(), durable_end };
+    for (id, row) in &known.segments {
+        if !found.contains_key(id) {
+            losses.missing_segment(row);
+        }
+    }
+    for found in found.values() {
+        losses.pass(found);
+    }
+    let last_found = found.values().filter(|found| found.segment.records > 0).map(|found| found.segment.last).max();
+    losses.end(last_found, found.keys().next_back().copied());
+    report.lost = losses.lost;
+    // What everyone had settled already is no loss: its segment was on its way out.
+    report.lost.retain(|lost| {
+        lost.sequences.is_empty()
+            || cursors.is_empty()
+            || !cursors.values().all(|c| c.has_settled(lost.sequences.clone()))
+    });
+    for cursor in cursors.values_mut() {
+        for lost in &report.lost {
+            cursor.settle(lost.sequences.clone());
+        }
+    }
+
+    let mut segments = BTreeMap::new();
+    for (id, Found { mut segment, scan }) in found {
+        let path = segment::path_in(dir, id);
+        if segment.records == 0 {
+            drop(segment);
+            disk.remove(&path).map_err(StoreError::io("remove", &path))?;
+            continue;
+        }
+        if scan.is_some() && segment.allocated_bytes > segment.valid_end {
+            report.torn_tail_bytes += segment.allocated_bytes - segment.valid_end;
+            segment.file.set_len(segment.valid_end).map_err(StoreError::io("truncate the torn tail of", &path))?;
+            segment.file.sync_data().map_err(StoreError::io("sync", &path))?;
+            segment.allocated_bytes = segment.valid_end;
+        }
+        next_sequence = next_sequence.max(segment.last + 1);
+        report.records += segment.records;
+        segments.insert(id, segment);
+    }
+    report.segments = segments.len() as u64;
+    for (name, cursor) in &cursors {
+        let highest = cursor.above().iter().last().map_or(cursor.low(), |range| range.end);
+        if highest > next_sequence {
+            report.cursors_beyond_end.push(name.clone());
+        }
+        // A cursor beyond the end must never hide a record to come.
+        next_sequence = next_sequence.max(highest);
+    }
+    let previous_end = last_found.map_or(durable_end, |last| durable_end.max(last + 1));
+    let previous = previous_end.checked_sub(1).unwrap_or(NO_PREVIOUS);
+    debug_assert!(end_after(previous) <= next_sequence);
+    Ok((Recovered { segments, next_sequence, next_segment_id, previous, cursors }, report))
+}
+
+/// Opens and, where the catalogue does not vouch for it, scans one file. None: it was set aside or is worthless.
+fn open_segment(
+    disk: &Arc<dyn Disk>,
+    path: &Path,
+    name_id: u64,
+    row: Option<&SegmentRow>,
+    report: &mut QueueReport,
+) -> Result<Option<Found>, StoreError> {
+    let file = disk.open(path).map_err(StoreError::io("open", path))?;
+    let allocated_bytes = file.len().map_err(StoreError::io("measure", path))?;
+    let mut page = vec![0; HEADER_PAGE_LEN as usize];
+    let read = file.read_at(&mut page, 0).map_err(StoreError::io("read", path))?;
+    page.truncate(read);
+    let row_identity = row.and_then(|row| {
+        let nonce = <[u8; 16]>::try_from(row.nonce.as_slice()).ok()?;
+        Some(Identity { id: row.id, nonce, sequence_floor: row.sequence_floor })
+    });
+    let identity = match (Identity::decode(&page), row_identity) {
+        (HeaderPage::UnknownVersion(version), _) => {
+            return Err(StoreError::Format { path: path.to_owned(), found: format!("segment version {version}") });
+        }
+        (HeaderPage::Valid(identity), _) => identity,
+        // The page is damaged, but the catalogue remembers the nonce, and the records can be read.
+        (HeaderPage::Damaged, Some(identity)) => identity,
+        (HeaderPage::Damaged, None) => {
+            quarantine(disk, path, report)?;
+            report.lost.push(Lost {
+                segment_id: name_id,
+                offset: 0,
+                bytes: allocated_bytes,
+                sequences: 0..0,
+                reason: "the segment's header is damaged and the catalogue does not know it".to_owned(),
+            });
+            return Ok(None);
+        }
+    };
+    if let Some(row) = row
+        && row.nonce == identity.nonce
+        && row.valid_end <= allocated_bytes
+        && row.valid_end > HEADER_PAGE_LEN
+        && row.records > 0
+        && row.first_sequence <= row.last_sequence
+    {
+        return Ok(Some(Found { segment: sealed_from_row(identity, file, allocated_bytes, row), scan: None }));
+    }
+    let scan = segment::scan_all(&file, identity).map_err(StoreError::io("read", path))?;
+    report.scanned += 1;
+    if identity.id != name_id && !scan.records.is_empty() {
+        // A recycled file shows its new id only before its first record, unless names were mixed up by hand.
+        quarantine(disk, path, report)?;
+        return Ok(None);
+    }
+    let segment = sealed_from_scan(identity, file, allocated_bytes, &scan);
+    Ok(Some(Found { segment, scan: Some(scan) }))
+}
+
+fn quarantine(disk: &Arc<dyn Disk>, path: &Path, report: &mut QueueReport) -> Result<(), StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".damaged");
+    let target = PathBuf::from(name);
+    disk.rename(path, &target).map_err(StoreError::io("set aside", path))?;
+    report.quarantined.push(target);
+    Ok(())
+}
+
+fn sealed_from_row(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes: u64, row: &SegmentRow) -> Segment {
+    Segment {
+        identity,
+        file,
+        state: SegmentState::Sealed,
+        allocated_bytes,
+        valid_end: row.valid_end,
+        first: row.first_sequence,
+        last: row.last_sequence,
+        records: row.records,
+        items: row.items,
+        index: Vec::new(),
+        damage_seen: RangeSet::new(),
+    }
+}
+
+fn sealed_from_scan(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes: u64, scan: &ScanResult) -> Segment {
+    let sequence = |located: Option<&Located>| located.map_or(0, |located| located.header.sequence);
+    let mut damage_seen = RangeSet::new();
+    for gap in &scan.gaps {
+        damage_seen.insert(gap.offset..gap.offset + gap.len);
+    }
+    Segment {
+        identity,
+        file,
+        state: SegmentState::Sealed,
+        allocated_bytes,
+        valid_end: scan.valid_end,
+        first: sequence(scan.records.first()),
+        last: sequence(scan.records.last()),
+        records: scan.records.len() as u64,
+        items: scan.records.iter().map(|located| u64::from(located.header.items)).sum(),
+        index: Vec::new(),
+        damage_seen,
+    }
+}
+
+/// Follows each record's `previous` and notes what is missing below the durable end.
+struct LossFinder {
+    last: Option<u64>,
+    lost: Vec<Lost>,
+    durable_end: u64,
+}
+
+impl LossFinder {
+    fn pass(&mut self, found: &Found) {
+        let segment = &found.segment;
+        let Some(scan) = &found.scan else {
+            self.last = Some(segment.last);
+            return;
+        };
+        for located in &scan.records {
+            let header = &located.header;
+            if let Some(last) = self.last
+                && header.previous != NO_PREVIOUS
+                && header.previous > last
+            {
+                let gap = scan.gaps.iter().rfind(|gap| gap.offset < located.offset);
+                let (offset, bytes) = gap.map_or((located.offset, 0), |gap| (gap.offset, gap.len));
+                self.note(segment.identity.id, offset, bytes, last + 1..header.previous + 1);
+            }
+            self.last = Some(header.sequence);
+        }
+        for (offset, reason) in &scan.unreadable {
+            self.lost.push(Lost {
+                segment_id: segment.identity.id,
+                offset: *offset,
+                bytes: segment.allocated_bytes.saturating_sub(*offset),
+                sequences: 0..0,
+                reason: format!("the disk could not read it: {reason}"),
+            });
+        }
+    }
+
+    /// The catalogue knows a segment whose file is gone.
+    fn missing_segment(&mut self, row: &SegmentRow) {
+        self.lost.push(Lost {
+            segment_id: row.id,
+            offset: 0,
+            bytes: row.valid_end,
+            sequences: row.first_sequence..row.last_sequence + 1,
+            reason: "the segment file is missing".to_owned(),
+        });
+    }
+
+    fn end(&mut self, last_found: Option<u64>, last_segment: Option<u64>) {
+        if let (Some(last), Some(segment_id)) = (last_found, last_segment) {
+            self.note(segment_id, 0, 0, last + 1..self.durable_end);
+        }
+    }
+
+    fn note(&mut self, segment_id: u64, offset: u64, bytes: u64, sequences: Range<u64>) {
+        // At and above the durable end nothing was acknowledged: a torn tail, no loss.
+        let sequences = sequences.start..sequences.end.min(self.durable_end);
+        let known = self.lost.iter().any(|lost| {
+            lost.sequences.start <= sequences.start && lost.sequences.end >= sequences.end && !lost.sequences.is_empty()
+        });
+        if !sequences.is_empty() && !known {
+            self.lost.push(Lost {
+                segment_id,
+                offset,
+                bytes,
+                sequences,
+                reason: "records failed their check".to_owned(),
+            });
+        }
+    }
+}
+
+/// A cursor for an exporter that was never seen: at the end only when the catalogue is known to be intact.
+pub(super) fn birth_of_cursor(start: super::StartAt, intact: bool, oldest: u64, durable_end: u64) -> Cursor {
+    match start {
+        super::StartAt::End if intact => Cursor::at(durable_end),
+        _ => Cursor::at(oldest),
+    }
+}

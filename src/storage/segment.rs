@@ -1,0 +1,247 @@
+//! One segment file: its header page, and the scan that finds the records in it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::disk::DiskFile;
+use super::record::{self, ALIGN, HEADER_LEN, Header, NonceSeed, PAYLOAD_LEN_MAX, Record};
+
+/// The header has a page of its own; records start behind it.
+pub const HEADER_PAGE_LEN: u64 = 4096;
+pub const FORMAT_VERSION: u32 = 1;
+const MAGIC: [u8; 8] = *b"FOREBAYS";
+const HEADER_USED_LEN: usize = 60;
+/// Bytes read at once while scanning.
+const SCAN_CHUNK_LEN: usize = 1 << 20;
+
+/// What identifies one life of a segment file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub id: u64,
+    pub nonce: [u8; 16],
+    /// No record in this segment has a lower sequence.
+    pub sequence_floor: u64,
+}
+
+/// What the first page of a file turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub enum HeaderPage {
+    Valid(Identity),
+    /// Ours, but of a format that this version does not know.
+    UnknownVersion(u32),
+    Damaged,
+}
+
+impl Identity {
+    pub fn seed(&self) -> NonceSeed {
+        NonceSeed::new(&self.nonce)
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut page = vec![0; HEADER_PAGE_LEN as usize];
+        page[0..8].copy_from_slice(&MAGIC);
+        page[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        page[16..24].copy_from_slice(&self.id.to_le_bytes());
+        page[24..40].copy_from_slice(&self.nonce);
+        page[40..48].copy_from_slice(&self.sequence_floor.to_le_bytes());
+        let check = crc32c::crc32c(&page[..56]);
+        page[56..60].copy_from_slice(&check.to_le_bytes());
+        page
+    }
+
+    pub fn decode(page: &[u8]) -> HeaderPage {
+        let Some(page) = page.get(..HEADER_USED_LEN) else { return HeaderPage::Damaged };
+        let u32_at = |at: usize| u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        if page[0..8] != MAGIC || crc32c::crc32c(&page[..56]) != u32_at(56) {
+            return HeaderPage::Damaged;
+        }
+        if u32_at(8) != FORMAT_VERSION {
+            return HeaderPage::UnknownVersion(u32_at(8));
+        }
+        let mut nonce = [0; 16];
+        nonce.copy_from_slice(&page[24..40]);
+        HeaderPage::Valid(Identity { id: u64_at(16), nonce, sequence_floor: u64_at(40) })
+    }
+}
+
+/// `0000000000000042.seg`: ids are hexadecimal, so names sort as they were made.
+pub fn file_name(id: u64) -> String {
+    format!("{id:016x}.seg")
+}
+
+pub fn parse_file_name(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".seg")?;
+    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+}
+
+pub fn path_in(dir: &Path, id: u64) -> PathBuf {
+    dir.join(file_name(id))
+}
+
+/// Where a record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    pub offset: u64,
+    pub header: Header,
+}
+
+/// A stretch of bytes that is no record, with records (or the known end) behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// What a scan of a whole segment found.
+#[derive(Debug, Default)]
+pub struct ScanResult {
+    pub records: Vec<Located>,
+    pub gaps: Vec<Gap>,
+    /// End of the last whole record.
+    pub valid_end: u64,
+    /// A read failed here with EIO or the like; not taken for a bad checksum.
+    pub unreadable: Vec<(u64, String)>,
+}
+
+/// Reads a file in chunks, keeping one chunk in memory.
+struct Window {
+    file: Arc<dyn DiskFile>,
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Window {
+    fn new(file: Arc<dyn DiskFile>) -> Window {
+        Window { file, start: 0, bytes: Bytes::new() }
+    }
+
+    /// The `len` bytes at `offset`, or fewer at the end of the file.
+    fn get(&mut self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let within = offset.checked_sub(self.start).and_then(|at| usize::try_from(at).ok());
+        if let Some(at) = within
+            && at + len <= self.bytes.len()
+        {
+            return Ok(self.bytes.slice(at..at + len));
+        }
+        let mut chunk = vec![0; len.max(SCAN_CHUNK_LEN)];
+        let read = self.file.read_at(&mut chunk, offset)?;
+        chunk.truncate(read);
+        self.start = offset;
+        self.bytes = Bytes::from(chunk);
+        Ok(self.bytes.slice(..len.min(read)))
+    }
+}
+
+/// Walks the records of a segment one by one, resynchronising behind damage on the nonce and rising sequences.
+pub struct Scanner {
+    identity: Identity,
+    seed: NonceSeed,
+    window: Window,
+    offset: u64,
+    end: u64,
+    last_sequence: Option<u64>,
+}
+
+/// One step of a [`Scanner`].
+pub enum Step {
+    Record(Located, Record),
+    /// Bytes that are no record; a whole one follows.
+    Gap(Gap),
+    /// Nothing valid from here to the end.
+    End,
+}
+
+impl Scanner {
+    /// Scans from `offset` (a record boundary, or [`HEADER_PAGE_LEN`]) up to `end`.
+    pub fn new(file: Arc<dyn DiskFile>, identity: Identity, offset: u64, end: u64) -> Scanner {
+        Scanner { seed: identity.seed(), identity, window: Window::new(file), offset, end, last_sequence: None }
+    }
+
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The header at the present offset alone, to hop over records that nobody wants.
+    pub fn peek_header(&mut self) -> io::Result<Option<Header>> {
+        let bytes = self.window.get(self.offset, HEADER_LEN)?;
+        Ok(Header::decode(&bytes, self.identity.id, self.seed))
+    }
+
+    /// Steps over the record that [`Scanner::peek_header`] showed.
+    pub fn hop(&mut self, header: &Header) {
+        self.offset += header.record_len();
+        self.last_sequence = Some(header.sequence);
+    }
+
+    pub fn step(&mut self) -> io::Result<Step> {
+        if let Some((located, record)) = self.record_at(self.offset)? {
+            self.offset += located.header.record_len();
+            self.last_sequence = Some(located.header.sequence);
+            return Ok(Step::Record(located, record));
+        }
+        let start = self.offset;
+        let mut at = start + ALIGN;
+        while let Some(candidate) = self.find_magic(at)? {
+            if self.record_at(candidate)?.is_some() {
+                self.offset = candidate;
+                return Ok(Step::Gap(Gap { offset: start, len: candidate - start }));
+            }
+            at = candidate + ALIGN;
+        }
+        Ok(Step::End)
+    }
+
+    /// The first record boundary from `at` on that begins with a record's magic number.
+    fn find_magic(&mut self, mut at: u64) -> io::Result<Option<u64>> {
+        while at + HEADER_LEN as u64 <= self.end {
+            let chunk = self.window.get(at, SCAN_CHUNK_LEN.min((self.end - at) as usize))?;
+            if let Some(index) = chunk.chunks_exact(ALIGN as usize).position(|word| word[..4] == record::MAGIC) {
+                return Ok(Some(at + index as u64 * ALIGN));
+            }
+            at += (chunk.len() as u64).max(ALIGN) / ALIGN * ALIGN;
+        }
+        Ok(None)
+    }
+
+    fn record_at(&mut self, offset: u64) -> io::Result<Option<(Located, Record)>> {
+        if offset + HEADER_LEN as u64 > self.end {
+            return Ok(None);
+        }
+        let head = self.window.get(offset, HEADER_LEN)?;
+        let Some(header) = Header::decode(&head, self.identity.id, self.seed) else { return Ok(None) };
+        let rises = self.last_sequence.is_none_or(|last| header.sequence > last)
+            && header.sequence >= self.identity.sequence_floor;
+        let len = header.record_len();
+        if !rises || u64::from(header.stored_len) > PAYLOAD_LEN_MAX || offset + len > self.end {
+            return Ok(None);
+        }
+        let whole = self.window.get(offset, len as usize)?;
+        Ok(record::decode(&whole, self.identity.id, self.seed)
+            .map(|(header, record)| (Located { offset, header }, record)))
+    }
+}
+
+/// Scans the whole segment without keeping payloads.
+pub fn scan_all(file: &Arc<dyn DiskFile>, identity: Identity) -> io::Result<ScanResult> {
+    let end = file.len()?;
+    let mut scanner = Scanner::new(Arc::clone(file), identity, HEADER_PAGE_LEN, end);
+    let mut result = ScanResult { valid_end: HEADER_PAGE_LEN, ..ScanResult::default() };
+    loop {
+        match scanner.step() {
+            Ok(Step::Record(located, _)) => {
+                result.valid_end = scanner.offset();
+                result.records.push(located);
+            }
+            Ok(Step::Gap(gap)) => result.gaps.push(gap),
+            Ok(Step::End) => return Ok(result),
+            Err(error) => {
+                result.unreadable.push((scanner.offset(), error.to_string()));
+                return Ok(result);
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What storage may occupy: a cap on allocated bytes and a floor of free space on the file system.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::disk::Disk;
+
+/// The share of the file system that is left to others, and the most that share may come to.
+pub const FREE_SHARE_PERCENT: u64 = 15;
+pub const FREE_FLOOR_BYTES_MAX: u64 = 4 << 30;
+pub const DEFAULT_MAX_SIZE_BYTES: u64 = 10 << 30;
+/// How old a reading of the file system's free space may be.
+const READING_AGE_MAX: Duration = Duration::from_millis(100);
+
+/// Why there is no room.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    #[error("the queue is at its cap: {allocated_bytes} of {max_bytes} bytes are allocated{holder}")]
+    Cap { allocated_bytes: u64, max_bytes: u64, holder: String },
+    #[error("the file system of {path} has {available_bytes} bytes free, and {floor_bytes} must stay free")]
+    FileSystem { path: String, available_bytes: u64, floor_bytes: u64 },
+    #[error("storage failed and is being retried: {0}")]
+    Failed(String),
+    #[error("the queue is closed")]
+    Closed,
+}
+
+/// Process-wide accounting of allocated bytes.
+#[derive(Debug)]
+pub struct Space {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    max_bytes: u64,
+    floor_bytes: u64,
+    allocated_bytes: AtomicU64,
+    reading: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Space {
+    /// `max_bytes` None: ten GiB, or half of what is free if that is less.
+    pub fn new(disk: Arc<dyn Disk>, path: PathBuf, max_bytes: Option<u64>) -> std::io::Result<Space> {
+        let space = disk.space(&path)?;
+        let floor_bytes = (space.total_bytes / 100 * FREE_SHARE_PERCENT).min(FREE_FLOOR_BYTES_MAX);
+        let max_bytes = max_bytes.unwrap_or((space.available_bytes / 2).min(DEFAULT_MAX_SIZE_BYTES));
+        Ok(Space { disk, path, max_bytes, floor_bytes, allocated_bytes: AtomicU64::new(0), reading: Mutex::new(None) })
+    }
+
+    pub fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
+    pub fn allocated_bytes(&self) -> u64 {
+        self.allocated_bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn add(&self, bytes: u64) {
+        self.allocated_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn subtract(&self, bytes: u64) {
+        let before = self.allocated_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "more bytes given back than were taken");
+    }
+
+    /// Whether `bytes` more may be allocated now. `holder` names, for the message, who holds the space.
+    pub fn check(&self, bytes: u64, holder: impl FnOnce() -> String) -> Result<(), Full> {
+        let allocated_bytes = self.allocated_bytes();
+        if allocated_bytes.saturating_add(bytes) > self.max_bytes {
+            return Err(Full::Cap { allocated_bytes, max_bytes: self.max_bytes, holder: holder() });
+        }
+        let available_bytes = self.available_bytes();
+        if available_bytes < self.floor_bytes.saturating_add(bytes) {
+            return Err(Full::FileSystem {
+                path: self.path.display().to_string(),
+                available_bytes,
+                floor_bytes: self.floor_bytes,
+            });
+        }
+        Ok(())
+    }
+
+    fn available_bytes(&self) -> u64 {
+        let mut reading = self.reading.lock();
+        if let Some((at, available_bytes)) = *reading
+            && at.elapsed() < READING_AGE_MAX
+        {
+            return available_bytes;
+        }
+        // A file system that cannot be asked is treated as full: refusing is safe, and the next reading may succeed.
+        let available_bytes = self.disk.space(&self.path).map_or(0, |space| space.available_bytes);
+        *reading = Some((Instant::now(), available_bytes));
+        available_bytes
+    }
+}
+
+/// Room promised to one record; given back when it is written or dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Reservation {
+    pub(super) pending_bytes: Arc<AtomicU64>,
+    pub(super) bytes: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.pending_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
