@@ -1,6 +1,9 @@
 //! Intake, leases and settling over the segment log, and the byte budget that bounds memory.
 
 pub mod budget;
+pub mod metadata;
+pub mod router;
+pub mod subscription;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -9,6 +12,8 @@ use std::time::Duration;
 use crate::otlp::{Encoding, Metadata, Signal};
 pub use crate::storage::Durable;
 pub use budget::{Budget, Permit};
+pub use router::Router;
+pub use subscription::{Lease, LeaseLimits, Settled, Subscription, SubscriptionStatus};
 
 /// One request, validated, on its way into the queues of its pipelines.
 #[derive(Debug)]
