@@ -46,7 +46,8 @@ mod tests {
 
     #[test]
     fn metadata_survives_the_record() {
-        let metadata = vec![("tenant".to_owned(), b"a".to_vec()), ("x-bin".to_owned(), vec![0, 255]), (String::new(), vec![])];
+        let metadata =
+            vec![("tenant".to_owned(), b"a".to_vec()), ("x-bin".to_owned(), vec![0, 255]), (String::new(), vec![])];
         assert_eq!(decode(&encode(&metadata)), metadata);
         assert!(encode(&Metadata::new()).is_empty());
         assert!(decode(&encode(&metadata)[..5]).is_empty());

@@ -84,7 +84,10 @@ impl Router {
 fn no_pipeline(signal: Signal) -> Refused {
     Refused {
         reason: RefusedReason::NoPipeline,
-        message: format!("no pipeline of this receiver takes {0}; add one named \"{0}\" to service.pipelines", signal.name()),
+        message: format!(
+            "no pipeline of this receiver takes {0}; add one named \"{0}\" to service.pipelines",
+            signal.name()
+        ),
         retry_after: Duration::ZERO,
     }
 }

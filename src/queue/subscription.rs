@@ -214,12 +214,7 @@ impl Subscription {
     }
 
     /// Records from `from` up to `until`, cut where the metadata changes, and the position behind them.
-    async fn read(
-        &self,
-        from: Position,
-        until: u64,
-        limits: LeaseLimits,
-    ) -> std::io::Result<(Vec<Record>, Position)> {
+    async fn read(&self, from: Position, until: u64, limits: LeaseLimits) -> std::io::Result<(Vec<Record>, Position)> {
         let chunk = match self.log.read_tail(from, limits.bytes_max, limits.records_max) {
             Some(chunk) => chunk,
             None => {
@@ -269,6 +264,47 @@ impl Lease {
     /// Sequences that this lease answers for.
     pub fn covers(&self) -> Range<u64> {
         self.covers.clone()
+    }
+
+    /// Adds what comes behind this lease, waiting for it; false when nothing can be added any more (limits reached,
+    /// other metadata, or somebody else has gone on reading).
+    pub async fn extend(&mut self, limits: LeaseLimits) -> std::io::Result<bool> {
+        let mut durable_end = self.subscription.log.watch_durable_end();
+        let subscription = Arc::clone(&self.subscription);
+        loop {
+            let end = *durable_end.borrow_and_update();
+            let mut position = subscription.reader.lock().await;
+            if position.sequence != self.covers.end {
+                return Ok(false);
+            }
+            if position.sequence < end {
+                let (mut records, mut next) = subscription.read(*position, end, limits).await?;
+                let first = self.records.first();
+                let mut bytes: u64 = self.records.iter().map(|record| u64::from(record.raw_len)).sum();
+                let mut items: u64 = self.records.iter().map(|record| u64::from(record.items)).sum();
+                let fits = |record: &Record| {
+                    bytes += u64::from(record.raw_len);
+                    items += u64::from(record.items);
+                    first.is_none_or(|first| first.metadata == record.metadata)
+                        && bytes <= limits.bytes_max
+                        && items <= limits.items_max
+                };
+                let fitting = records.iter().map(fits).take_while(|fits| *fits).count();
+                let all = fitting == records.len() && self.records.len() + fitting < limits.records_max;
+                if fitting < records.len() {
+                    next = Position::at(records[fitting].sequence);
+                    records.truncate(fitting);
+                }
+                *position = next;
+                self.covers.end = next.sequence;
+                self.records.extend(records);
+                return Ok(all);
+            }
+            drop(position);
+            if durable_end.changed().await.is_err() {
+                return Ok(false);
+            }
+        }
     }
 
     /// Gives the memory back while the destination is waited for; [`Lease::reload`] reads the records again.
