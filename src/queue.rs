@@ -78,3 +78,6 @@ pub trait Intake: Send + Sync + 'static {
     /// Refuses early, before a body is read, when an offer of about this size would be refused.
     fn check(&self, signal: Signal, size_hint_bytes: u64) -> Result<(), Refused>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use super::log::{Lost, Observer, Position};
 use super::*;
 
+mod faults;
+
 /// Four-block segments, so that rolls and reclaims happen after a few records.
 const SEGMENT_BYTES: u64 = 16 << 10;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -168,8 +170,8 @@ fn rule_1_sequences_and_segment_ids_rise_above_everything_found_and_a_recovered_
     let log = store.queue("traces", &cursor("a")).expect("queue");
     append_all(&log, 0..5);
     let crashed = crash_copy(dir.path());
-    let before = segments(crashed.path(), "traces");
     let (again, report, _) = open(crashed.path());
+    let before = segments(crashed.path(), "traces");
     assert_eq!(report.queues["traces"].records, 5);
     let log = again.queue("traces", &cursor("a")).expect("queue");
     let untouched: Vec<Vec<u8>> = before.iter().map(|path| std::fs::read(path).expect("read")).collect();
