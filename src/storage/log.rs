@@ -189,6 +189,8 @@ pub(super) struct Inner {
     /// Why intake is refused, after failures in a row.
     failure: Mutex<Option<String>>,
     prepare_wanted: Signal,
+    /// One segment is made at a time, so that ids rise in the order in which segments are written.
+    maker: Mutex<()>,
     stopping: AtomicBool,
 }
 
@@ -262,6 +264,7 @@ impl Log {
             durable_end: watch::channel(durable_end).0,
             failure: Mutex::new(None),
             prepare_wanted: Signal::default(),
+            maker: Mutex::new(()),
             stopping: AtomicBool::new(false),
         });
         let spawn = |name: &str, work: fn(&Inner), inner: Arc<Inner>| {

@@ -160,7 +160,8 @@ fn what_was_acknowledged_is_read_back_after_reopening_in_order_and_unchanged() {
     assert_eq!(read_all(&log, 0), (0..100).collect::<Vec<_>>());
     assert!(report.catalog_intact, "{:?}", report.notes);
     assert_eq!(report.queues["traces"].scanned, 0, "a clean stop leaves nothing to scan");
-    assert!(seen.lost.lock().is_empty() && seen.failures.lock().is_empty());
+    assert!(seen.lost.lock().is_empty(), "{:?}", seen.lost.lock());
+    assert!(seen.failures.lock().is_empty(), "{:?}", seen.failures.lock());
 }
 
 #[test]
@@ -352,8 +353,12 @@ fn rule_7_space_is_refused_before_writing_and_names_who_holds_it_and_comes_back_
         assert!(written < 10_000, "the cap does not hold");
     };
     assert!(refusal.contains("held by exporter \"slow\""), "{refusal}");
-    assert!(store.space().allocated_bytes() <= store.space().max_bytes());
-    assert!(seen.failures.lock().is_empty(), "refused, not failed");
+    assert!(
+        store.space().allocated_bytes() <= store.space().max_bytes(),
+        "{} allocated",
+        store.space().allocated_bytes()
+    );
+    assert!(seen.failures.lock().is_empty(), "refused, not failed: {:?}", seen.failures.lock());
     assert_eq!(read_all(&log, 0).len() as u64, written);
     log.settle("slow", 0..written / 2);
     eventually("intake returns", || append(&log, payload(written)).is_ok());
@@ -407,7 +412,11 @@ fn a_record_larger_than_a_segment_gets_one_of_its_own() {
     append_all(&log, 3..4);
     let chunk = log.read_file(Position::at(2), 1, 1).expect("readable");
     assert_eq!(chunk.records[0].payload, large);
-    assert!(store.space().allocated_bytes() <= store.space().max_bytes());
+    assert!(
+        store.space().allocated_bytes() <= store.space().max_bytes(),
+        "{} allocated",
+        store.space().allocated_bytes()
+    );
 }
 
 #[test]

@@ -25,8 +25,10 @@ pub(super) fn run(inner: &Inner) {
             };
             return discard(inner, prepared, spare);
         }
+        let _making = inner.maker.lock();
+        // One more than is needed stays free: intake may have promised it already.
         if inner.state.lock().prepared.is_some()
-            || inner.shared.space.check(inner.shared.segment_bytes, String::new).is_err()
+            || inner.shared.space.check(2 * inner.shared.segment_bytes, String::new).is_err()
         {
             continue;
         }

@@ -134,19 +134,21 @@ fn ensure_active(inner: &Inner, needed: u64) -> Result<(u64, u64), WriteError> {
         }
     }
     seal_active(inner, &mut state);
-    let prepared = state.prepared.take();
-    let fits = inner.shared.segment_bytes >= HEADER_PAGE_LEN + needed;
     drop(state);
+    // Waits for the helper if it is at work: its segment has the lower id and must be written first.
+    let making = inner.maker.lock();
+    let prepared = inner.state.lock().prepared.take();
     let (identity, file) = match prepared {
-        Some(prepared) if fits => prepared,
-        other => {
-            if let Some(unused) = other {
-                // Too small for this record; the next roll takes it.
-                inner.state.lock().prepared = Some(unused);
-            }
-            prepare::make(inner, inner.shared.segment_bytes.max(HEADER_PAGE_LEN + needed))?
+        Some(prepared) if inner.shared.segment_bytes >= HEADER_PAGE_LEN + needed => prepared,
+        unfit => {
+            prepare::discard(inner, unfit, None);
+            prepare::make(
+                inner,
+                inner.shared.segment_bytes.max((HEADER_PAGE_LEN + needed).next_multiple_of(HEADER_PAGE_LEN)),
+            )?
         }
     };
+    drop(making);
     let allocated_bytes = file.len().map_err(WriteError::during("measure"))?;
     let mut state = inner.state.lock();
     let id = identity.id;
