@@ -2,6 +2,7 @@
 
 pub mod compression;
 pub mod json;
+mod schema;
 pub mod wire;
 
 /// The three signals that OTLP carries.
@@ -66,3 +67,6 @@ impl Encoding {
 /// Request metadata kept with a record (lower-case name, value), in the order received. Records whose metadata
 /// differs never share an outgoing request.
 pub type Metadata = Vec<(String, Vec<u8>)>;
+
+#[cfg(test)]
+mod tests;
