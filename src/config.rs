@@ -1,1 +1,3 @@
 //! Files as written → validated plan.
+
+pub mod yaml;
