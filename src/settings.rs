@@ -19,7 +19,7 @@ pub use node::{Entry, Node, Origin, Value};
 pub use problem::{Problem, Problems, Severity};
 pub use retry::Retry;
 pub use sending_queue::{BatchLimits, SendingQueue, Sizer};
-pub use table::Table;
+pub use table::{Table, nearest};
 pub use units::{parse_byte_size, parse_duration};
 
 /// A value that never shows in logs, `Debug` or `print-config`.

@@ -13,8 +13,8 @@ use std::sync::Arc;
 pub const SOURCE_BYTES_MAX: usize = 4 << 20;
 /// Deepest nesting of lists and maps.
 pub const DEPTH_MAX: usize = 64;
-/// Most nodes of a tree, aliases expanded.
-pub const NODES_MAX: usize = 200_000;
+/// Most nodes of a tree, aliases expanded; a long text counts as one for every [`NODE_TEXT_BYTES`].
+pub const NODES_MAX: usize = 50_000;
 
 /// Parses one document; the file name in positions is `yaml`.
 pub fn parse(text: &str) -> Result<Node, Problem> {
@@ -80,10 +80,29 @@ fn integer(text: &str) -> Option<i128> {
     Some(if negative { -magnitude } else { magnitude })
 }
 
+/// Text that one node pays for, so that aliases to a long text are bounded too.
+const NODE_TEXT_BYTES: usize = 256;
+
+/// What a node costs when an alias repeats it.
+#[derive(Clone, Copy)]
+struct Extent {
+    nodes: usize,
+    height: usize,
+}
+
+impl Extent {
+    const LEAF: Extent = Extent { nodes: 1, height: 0 };
+
+    fn add(&mut self, child: Extent) {
+        self.nodes += child.nodes;
+        self.height = self.height.max(child.height + 1);
+    }
+}
+
 struct Loader<'input> {
     file: Arc<str>,
     parser: Parser<'input, StrInput<'input>>,
-    anchors: HashMap<usize, (Node, usize)>,
+    anchors: HashMap<usize, (Node, Extent)>,
     nodes: usize,
 }
 
@@ -122,54 +141,60 @@ impl<'input> Loader<'input> {
         Problem::error(self.origin(marker), message)
     }
 
-    /// The node that `event` starts, and how many nodes it holds.
-    fn node(&mut self, event: Event<'input>, span: Span, depth: usize) -> Result<(Node, usize), Problem> {
+    /// The node that `event` starts, and what it costs.
+    fn node(&mut self, event: Event<'input>, span: Span, depth: usize) -> Result<(Node, Extent), Problem> {
         if depth > DEPTH_MAX {
             return Err(self.error(&span.start, &format!("nested deeper than {DEPTH_MAX} levels")));
         }
         self.count(1, &span.start)?;
         let origin = self.origin(&span.start);
-        let (node, size, anchor) = match event {
+        let (node, extent, anchor) = match event {
             Event::Alias(id) => {
-                let Some((node, size)) = self.anchors.get(&id).cloned() else {
+                let Some((node, extent)) = self.anchors.get(&id).cloned() else {
                     return Err(self.error(&span.start, "an alias to an anchor that is not complete here"));
                 };
-                self.count(size, &span.start)?;
-                return Ok((node, size));
+                if depth + extent.height > DEPTH_MAX {
+                    return Err(self.error(&span.start, &format!("nested deeper than {DEPTH_MAX} levels")));
+                }
+                self.count(extent.nodes, &span.start)?;
+                return Ok((node, extent));
             }
-            Event::Scalar(text, style, anchor, tag) => (self.scalar(text, style, tag, origin), 1, anchor),
+            Event::Scalar(text, style, anchor, tag) => {
+                let extent = Extent { nodes: 1 + text.len() / NODE_TEXT_BYTES, height: 0 };
+                (self.scalar(text, style, tag, origin), extent, anchor)
+            }
             Event::SequenceStart(anchor, _) => {
                 let mut items = Vec::new();
-                let mut size = 1;
+                let mut extent = Extent::LEAF;
                 loop {
                     let (event, span) = self.next()?;
                     if matches!(event, Event::SequenceEnd | Event::StreamEnd) {
                         break;
                     }
-                    let (item, item_size) = self.node(event, span, depth + 1)?;
-                    size += item_size;
+                    let (item, item_extent) = self.node(event, span, depth + 1)?;
+                    extent.add(item_extent);
                     items.push(item);
                 }
-                (Node::new(origin, Value::List(items)), size, anchor)
+                (Node::new(origin, Value::List(items)), extent, anchor)
             }
             Event::MappingStart(anchor, _) => {
-                let (entries, size) = self.mapping(depth)?;
+                let (entries, extent) = self.mapping(depth)?;
                 // The marker of a block map is its first key's.
-                (Node::new(origin, Value::Map(entries)), size, anchor)
+                (Node::new(origin, Value::Map(entries)), extent, anchor)
             }
             _ => return Err(self.error(&span.start, "not YAML: a value was expected here")),
         };
         if anchor > 0 {
-            self.anchors.insert(anchor, (node.clone(), size));
+            self.anchors.insert(anchor, (node.clone(), extent));
         }
-        Ok((node, size))
+        Ok((node, extent))
     }
 
-    fn mapping(&mut self, depth: usize) -> Result<(Vec<Entry>, usize), Problem> {
+    fn mapping(&mut self, depth: usize) -> Result<(Vec<Entry>, Extent), Problem> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut seen: HashMap<String, Origin> = HashMap::new();
         let mut merged: Vec<Entry> = Vec::new();
-        let mut size = 1;
+        let mut extent = Extent::LEAF;
         loop {
             let (event, span) = self.next()?;
             let key = match event {
@@ -179,8 +204,8 @@ impl<'input> Loader<'input> {
             };
             let key_origin = self.origin(&span.start);
             let (event, value_span) = self.next()?;
-            let (node, node_size) = self.node(event, value_span, depth + 1)?;
-            size += node_size;
+            let (node, node_extent) = self.node(event, value_span, depth + 1)?;
+            extent.add(node_extent);
             if key == "<<" {
                 let sources = match node.value {
                     Value::List(items) => items,
@@ -207,7 +232,7 @@ impl<'input> Loader<'input> {
                 entries.push(entry);
             }
         }
-        Ok((entries, size))
+        Ok((entries, extent))
     }
 
     fn count(&mut self, nodes: usize, at: &Marker) -> Result<(), Problem> {

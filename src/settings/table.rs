@@ -24,7 +24,7 @@ pub struct Table<'a> {
 const SIMILARITY_MIN: f64 = 0.7;
 
 /// The candidate that is most like `word`, if any is like it.
-pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     candidates
         .into_iter()
         .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
