@@ -1,0 +1,128 @@
+//! The merged configuration as YAML, secrets redacted.
+
+use crate::settings::{Node, Value};
+use std::fmt::Write;
+
+const REDACTED: &str = "[REDACTED]";
+
+/// Words that make a key's value a secret, wherever they stand in the key.
+const SECRET_WORDS: &[&str] =
+    &["password", "passwd", "secret", "token", "api_key", "apikey", "key_pem", "authorization", "credential"];
+/// Maps of which every value is a secret.
+const SECRET_MAPS: &[&str] = &["headers"];
+
+/// Prints a tree as YAML. Values that came by `${env:…}` or `${file:…}`, and those of keys that hold secrets, are
+/// shown as `[REDACTED]`; the user information of URLs too.
+pub fn to_yaml(node: &Node) -> String {
+    let mut out = String::new();
+    match &node.value {
+        Value::Map(entries) if !entries.is_empty() => print(node, 0, false, &mut out),
+        _ => {
+            inline(node, false, &mut out);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn print(node: &Node, indent: usize, secret: bool, out: &mut String) {
+    match &node.value {
+        Value::Map(entries) => {
+            for entry in entries {
+                let lower = entry.key.to_ascii_lowercase();
+                let secret = secret
+                    || SECRET_MAPS.contains(&lower.as_str())
+                    || SECRET_WORDS.iter().any(|word| lower.contains(word));
+                pad(indent, out);
+                out.push_str(&text(&entry.key));
+                out.push(':');
+                child(&entry.node, indent, secret, out);
+            }
+        }
+        Value::List(items) => {
+            for item in items {
+                pad(indent, out);
+                out.push('-');
+                child(item, indent, secret, out);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn child(node: &Node, indent: usize, secret: bool, out: &mut String) {
+    let is_block = match &node.value {
+        Value::Map(entries) => !entries.is_empty(),
+        Value::List(items) => !items.is_empty(),
+        _ => false,
+    };
+    if is_block {
+        out.push('\n');
+        print(node, indent + 2, secret, out);
+    } else if node.value == Value::Null && !node.substituted {
+        out.push('\n');
+    } else {
+        out.push(' ');
+        inline(node, secret, out);
+        out.push('\n');
+    }
+}
+
+fn inline(node: &Node, secret: bool, out: &mut String) {
+    let shown = match &node.value {
+        Value::Map(_) => "{}".to_owned(),
+        Value::List(_) => "[]".to_owned(),
+        Value::Null => "null".to_owned(),
+        _ if secret || node.substituted => text(REDACTED),
+        Value::Text(value) => text(&without_user_information(value)),
+        Value::Bool(_) | Value::Int(_) | Value::Float(_) => node.scalar_text().unwrap_or_default(),
+    };
+    out.push_str(&shown);
+}
+
+/// `https://user:password@host` → `https://[REDACTED]@host`.
+fn without_user_information(value: &str) -> String {
+    let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
+    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..authority_end].rfind('@') {
+        Some(at) => format!("{scheme}://{REDACTED}{}", &rest[at..]),
+        None => value.to_owned(),
+    }
+}
+
+fn pad(indent: usize, out: &mut String) {
+    out.extend(std::iter::repeat_n(' ', indent));
+}
+
+/// A scalar in double quotes unless it is plainly harmless without. Dollars are doubled, so that what is printed can
+/// be read again.
+fn text(value: &str) -> String {
+    let plain = value.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
+        && value.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/'))
+        && matches!(super::yaml::plain_scalar(value), Value::Text(_));
+    if plain {
+        return value.to_owned();
+    }
+    let mut out = String::with_capacity(value.len() + 2);
+    out.push('"');
+    for c in value.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '$' => out.push_str("$$"),
+            c if (c as u32) < 0x20
+                || (0x7f..0xa0).contains(&(c as u32))
+                || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') =>
+            {
+                // Writing to a String cannot fail.
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}

@@ -1,0 +1,133 @@
+//! `forebay:`, every setting that the collector does not have.
+
+use crate::config::ids::ComponentId;
+use crate::config::plan::{DataDirSetting, QueuePlan, ShutdownPlan, StartAt};
+use crate::settings::{Origin, Table};
+use std::path::PathBuf;
+
+#[derive(Default)]
+pub struct Forebay {
+    pub data_dir: Option<DataDirSetting>,
+    pub queue: QueuePlan,
+    pub shutdown: ShutdownPlan,
+    pub memory_limit_bytes: Option<u64>,
+    pub max_syncs_per_second: Option<u32>,
+    pub pipelines: Vec<PipelineExtra>,
+    pub exporters: Vec<ExporterExtra>,
+}
+
+/// `forebay.pipelines.<id>`.
+pub struct PipelineExtra {
+    pub id: String,
+    pub origin: Origin,
+    pub queue_id: Option<(String, Origin)>,
+}
+
+/// `forebay.exporters.<id>`.
+pub struct ExporterExtra {
+    pub id: String,
+    pub origin: Origin,
+    pub cursor_id: Option<(String, Origin)>,
+    pub start_at: Option<StartAt>,
+    pub max_request_bytes: Option<u64>,
+}
+
+/// Smallest queue: room for a few segments of the smallest size.
+const QUEUE_BYTES_MIN: u64 = 32 << 20;
+/// Smallest memory budget: one request of the default largest size would not fit in less.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
+/// Smallest request limit.
+const REQUEST_BYTES_MIN: u64 = 1 << 10;
+
+const BLOCK: &[(&str, ())] = &[("block", ())];
+const START_AT: &[(&str, StartAt)] = &[("end", StartAt::End), ("beginning", StartAt::Beginning)];
+
+pub fn read(table: &mut Table<'_>) -> Forebay {
+    later(table, &["dead_letters", "dedup", "admin"]);
+    let origin = table.origin_of("data_dir");
+    let data_dir = table.text("data_dir").map(|path| DataDirSetting { path: PathBuf::from(path), origin });
+    let queue = table.table("queue", |table| {
+        on_full(table);
+        QueuePlan { max_size_bytes: at_least(table, "max_size", QUEUE_BYTES_MIN) }
+    });
+    let shutdown = table.table("shutdown", |table| {
+        let default = ShutdownPlan::default();
+        let linger = table.duration("linger").unwrap_or(default.linger);
+        let deadline = table.duration("deadline").unwrap_or(default.deadline);
+        if linger > deadline {
+            table.problem("linger", format!("linger {linger:?} is longer than deadline {deadline:?}"));
+        }
+        ShutdownPlan { linger, deadline }
+    });
+    Forebay {
+        data_dir,
+        queue: queue.unwrap_or_default(),
+        shutdown: shutdown.unwrap_or_default(),
+        memory_limit_bytes: table.table("memory", |table| at_least(table, "limit", MEMORY_BYTES_MIN)).flatten(),
+        max_syncs_per_second: table.integer("max_syncs_per_second", 1..=1_000_000).map(|n| n as u32),
+        pipelines: table.table("pipelines", |table| each(table, pipeline)).unwrap_or_default(),
+        exporters: table.table("exporters", |table| each(table, exporter)).unwrap_or_default(),
+    }
+}
+
+/// Keys that are specified and not built yet.
+fn later(table: &mut Table<'_>, keys: &[&'static str]) {
+    for key in keys {
+        if table.has(key) {
+            table.ignore(key);
+            table.problem(key, "not supported yet by this version; remove the key");
+        }
+    }
+}
+
+/// `block` is the only answer to a full queue so far: intake is refused, retryably.
+fn on_full(table: &mut Table<'_>) {
+    table.choice("on_full", BLOCK);
+}
+
+fn at_least(table: &mut Table<'_>, key: &'static str, low: u64) -> Option<u64> {
+    let size = table.byte_size(key)?;
+    if size < low {
+        table.problem(key, format!("{size} bytes are too few; the least is {} KiB", low >> 10));
+        return None;
+    }
+    Some(size)
+}
+
+fn each<T>(table: &mut Table<'_>, read: fn(&mut Table<'_>, String, Origin) -> T) -> Vec<T> {
+    let mut extras = Vec::new();
+    for id in table.keys() {
+        let origin = table.key_origin_of(&id);
+        extras.extend(table.named_table(&id, |table| read(table, id.clone(), origin)));
+    }
+    extras
+}
+
+fn pipeline(table: &mut Table<'_>, id: String, origin: Origin) -> PipelineExtra {
+    later(table, &["dedup"]);
+    let id_origin = table.origin_of("queue_id");
+    PipelineExtra { id, origin, queue_id: table.text("queue_id").map(|name| (name, id_origin)) }
+}
+
+fn exporter(table: &mut Table<'_>, id: String, origin: Origin) -> ExporterExtra {
+    later(table, &["status_policy"]);
+    on_full(table);
+    let id_origin = table.origin_of("cursor_id");
+    ExporterExtra {
+        id,
+        origin,
+        cursor_id: table.text("cursor_id").map(|name| (name, id_origin)),
+        start_at: table.choice("start_at", START_AT),
+        max_request_bytes: at_least(table, "max_request_bytes", REQUEST_BYTES_MIN),
+    }
+}
+
+/// Whether two ids name one component, whatever name of its kind they use.
+pub fn same_id(a: &str, b: &str) -> bool {
+    let canonical = |id: &str| {
+        let parsed = ComponentId::parse(id).ok()?;
+        let kind = crate::config::components::find(crate::config::components::EXPORTERS, &parsed.kind)?;
+        Some(parsed.with_kind(kind.name))
+    };
+    a == b || canonical(a).is_some_and(|a| Some(a) == canonical(b))
+}
