@@ -1,1 +1,14 @@
-//! OTLP receivers over gRPC and HTTP.
+//! What comes in. A receiver answers success only with a [`crate::queue::Accepted`], which only a sync can make.
+//!
+//! | file | what |
+//! |---|---|
+//! | `otlp` | settings, binding and serving of the `otlp` receiver |
+//! | `otlp/http`, `otlp/grpc` | the two transports: framing, statuses, nothing else |
+//! | `body` | bodies within their limit and the memory budget, in bounded time |
+//! | `ingest` | inflate, validate, offer: the same for both transports |
+//! | `status` | `google.rpc.Status` in both encodings |
+
+pub mod body;
+pub mod ingest;
+pub mod otlp;
+pub mod status;

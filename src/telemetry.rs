@@ -1,1 +1,222 @@
 //! Counters, histograms and log set-up; imports nothing of the crate.
+//!
+//! Names as the OpenTelemetry Collector's default reader prints them (no `_total`, no unit), so that dashboards and
+//! alerts written for it work; Forebay's own begin with `forebay_`.
+
+mod logs;
+mod process;
+
+use std::time::Duration;
+
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+pub use logs::{LogEncoding, init_logs};
+pub use process::observe_process;
+
+/// `data_type` labels and the suffixes of item counters, in the order of the signals.
+const SIGNALS: [(&str, &str); 3] = [("traces", "spans"), ("metrics", "metric_points"), ("logs", "log_records")];
+
+/// Seconds; from a fast device to a stuck one.
+const LATENCY_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+const SYNC_DURATION: &str = "forebay_sync_duration_seconds";
+const ACK_DURATION: &str = "forebay_acknowledge_duration_seconds";
+
+/// How often histograms are folded, so that memory stays flat when nobody scrapes.
+pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Installs the process's recorder. Fails when there is one already.
+pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(SYNC_DURATION.to_owned()), &LATENCY_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(ACK_DURATION.to_owned()), &LATENCY_BUCKETS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    for (_, items) in SIGNALS {
+        describe_counter!(format!("otelcol_receiver_accepted_{items}"), "Items durably accepted.");
+        describe_counter!(format!("otelcol_receiver_refused_{items}"), "Items refused; the client may retry.");
+        describe_counter!(format!("otelcol_receiver_failed_{items}"), "Items that could not be read.");
+        describe_counter!(
+            format!("otelcol_exporter_sent_{items}"),
+            "Items delivered, without those the destination rejected."
+        );
+        describe_counter!(
+            format!("otelcol_exporter_send_failed_{items}"),
+            "Items of attempts that ended in failure; they are kept."
+        );
+        describe_counter!(format!("forebay_exporter_rejected_{items}"), "Items rejected by a partial success.");
+        describe_counter!(
+            format!("forebay_exporter_held_{items}"),
+            "Items set aside because the destination refused their batch; they are kept."
+        );
+    }
+    describe_gauge!("otelcol_exporter_queue_size", "Requests waiting for the exporter.");
+    describe_gauge!("otelcol_exporter_queue_capacity", Unit::Bytes, "Bytes that the queues may allocate.");
+    describe_gauge!("otelcol_exporter_in_flight_requests", "Requests on their way now.");
+    describe_gauge!("otelcol_process_uptime", Unit::Seconds, "Seconds since the process started.");
+    describe_gauge!("otelcol_process_cpu_seconds", Unit::Seconds, "Processor time, user and system.");
+    describe_gauge!("otelcol_process_memory_rss", Unit::Bytes, "Resident memory.");
+    describe_counter!("forebay_receiver_refused_requests", "Requests refused, by reason.");
+    describe_histogram!(SYNC_DURATION, Unit::Seconds, "Time of one fdatasync of a queue.");
+    describe_histogram!(ACK_DURATION, Unit::Seconds, "Time from a request's last byte to its durable answer.");
+    describe_counter!("forebay_storage_synced_records", "Records made durable.");
+    describe_counter!("forebay_storage_synced_bytes", Unit::Bytes, "Bytes made durable.");
+    describe_counter!("forebay_storage_failures", "Operations of the storage that failed.");
+    describe_counter!("forebay_storage_damaged_records", "Durable records lost to damage.");
+    describe_counter!("forebay_storage_damaged_bytes", Unit::Bytes, "Damaged bytes found in segments.");
+    describe_gauge!("forebay_storage_allocated_bytes", Unit::Bytes, "Bytes allocated by all queues.");
+    describe_gauge!("forebay_storage_capacity_bytes", Unit::Bytes, "Bytes that all queues may allocate.");
+    describe_gauge!("forebay_queue_backlog_bytes", Unit::Bytes, "Bytes of segments that the exporter has not settled.");
+    describe_gauge!("forebay_exporter_held_ranges", "Batches set aside for the exporter.");
+    describe_gauge!(
+        "forebay_exporter_retry_delay_seconds",
+        Unit::Seconds,
+        "Backoff in force; 0 when the destination is well."
+    );
+    describe_gauge!("forebay_memory_reserved_bytes", Unit::Bytes, "Memory reserved by requests and recent records.");
+    describe_gauge!("forebay_memory_limit_bytes", Unit::Bytes, "Limit of that memory.");
+}
+
+/// Counters of one receiver and transport.
+#[derive(Clone)]
+pub struct ReceiverMetrics {
+    accepted: [Counter; 3],
+    refused: [Counter; 3],
+    failed: [Counter; 3],
+    acknowledge: Histogram,
+    receiver: String,
+    transport: &'static str,
+}
+
+impl ReceiverMetrics {
+    pub fn new(receiver: &str, transport: &'static str) -> ReceiverMetrics {
+        let counters = |what: &str| {
+            SIGNALS.map(|(_, items)| {
+                counter!(format!("otelcol_receiver_{what}_{items}"), "receiver" => receiver.to_owned(), "transport" => transport)
+            })
+        };
+        ReceiverMetrics {
+            accepted: counters("accepted"),
+            refused: counters("refused"),
+            failed: counters("failed"),
+            acknowledge: histogram!(ACK_DURATION, "receiver" => receiver.to_owned(), "transport" => transport),
+            receiver: receiver.to_owned(),
+            transport,
+        }
+    }
+
+    /// `signal`: 0 traces, 1 metrics, 2 logs, here and below.
+    pub fn accepted(&self, signal: usize, items: u64, took: Duration) {
+        self.accepted[signal].increment(items);
+        self.acknowledge.record(took.as_secs_f64());
+    }
+
+    pub fn refused(&self, signal: usize, items: u64, reason: &'static str) {
+        self.refused[signal].increment(items);
+        counter!("forebay_receiver_refused_requests", "receiver" => self.receiver.clone(), "transport" => self.transport, "reason" => reason)
+            .increment(1);
+    }
+
+    pub fn failed(&self, signal: usize, items: u64) {
+        self.failed[signal].increment(items);
+    }
+}
+
+/// Counters of one exporter.
+#[derive(Clone)]
+pub struct ExporterMetrics {
+    sent: [Counter; 3],
+    send_failed: [Counter; 3],
+    rejected: [Counter; 3],
+    held: [Counter; 3],
+    in_flight: Gauge,
+}
+
+impl ExporterMetrics {
+    pub fn new(exporter: &str) -> ExporterMetrics {
+        let counters = |prefix: &str| {
+            SIGNALS.map(|(data_type, items)| {
+                counter!(format!("{prefix}_{items}"), "exporter" => exporter.to_owned(), "data_type" => data_type)
+            })
+        };
+        ExporterMetrics {
+            sent: counters("otelcol_exporter_sent"),
+            send_failed: counters("otelcol_exporter_send_failed"),
+            rejected: counters("forebay_exporter_rejected"),
+            held: counters("forebay_exporter_held"),
+            in_flight: gauge!("otelcol_exporter_in_flight_requests", "exporter" => exporter.to_owned()),
+        }
+    }
+
+    pub fn sent(&self, signal: usize, items: u64) {
+        self.sent[signal].increment(items);
+    }
+    pub fn send_failed(&self, signal: usize, items: u64) {
+        self.send_failed[signal].increment(items);
+    }
+    pub fn rejected(&self, signal: usize, items: u64) {
+        self.rejected[signal].increment(items);
+    }
+    pub fn held(&self, signal: usize, items: u64) {
+        self.held[signal].increment(items);
+    }
+    pub fn in_flight(&self, change: i64) {
+        if change >= 0 {
+            self.in_flight.increment(change as f64);
+        } else {
+            self.in_flight.decrement(-change as f64);
+        }
+    }
+}
+
+/// One exporter's part of one queue, as it is now.
+#[derive(Clone, Debug, Default)]
+pub struct BacklogFigures {
+    pub records: u64,
+    pub bytes: u64,
+    pub held_ranges: u64,
+    pub retry_delay: Duration,
+}
+
+pub fn backlog(queue: &str, exporter: &str, data_type: &'static str, figures: &BacklogFigures) {
+    let labels = [("exporter", exporter.to_owned()), ("data_type", data_type.to_owned()), ("queue", queue.to_owned())];
+    gauge!("otelcol_exporter_queue_size", &labels).set(figures.records as f64);
+    gauge!("forebay_queue_backlog_bytes", &labels).set(figures.bytes as f64);
+    gauge!("forebay_exporter_held_ranges", &labels).set(figures.held_ranges as f64);
+    gauge!("forebay_exporter_retry_delay_seconds", "exporter" => exporter.to_owned())
+        .set(figures.retry_delay.as_secs_f64());
+}
+
+pub fn storage_space(allocated_bytes: u64, capacity_bytes: u64) {
+    gauge!("forebay_storage_allocated_bytes").set(allocated_bytes as f64);
+    gauge!("forebay_storage_capacity_bytes").set(capacity_bytes as f64);
+    gauge!("otelcol_exporter_queue_capacity").set(capacity_bytes as f64);
+}
+
+pub fn memory(reserved_bytes: u64, limit_bytes: u64) {
+    gauge!("forebay_memory_reserved_bytes").set(reserved_bytes as f64);
+    gauge!("forebay_memory_limit_bytes").set(limit_bytes as f64);
+}
+
+pub fn synced(queue: &str, took: Duration, records: u64, bytes: u64) {
+    histogram!(SYNC_DURATION, "queue" => queue.to_owned()).record(took.as_secs_f64());
+    counter!("forebay_storage_synced_records", "queue" => queue.to_owned()).increment(records);
+    counter!("forebay_storage_synced_bytes", "queue" => queue.to_owned()).increment(bytes);
+}
+
+pub fn storage_failed(queue: &str, operation: &'static str) {
+    counter!("forebay_storage_failures", "queue" => queue.to_owned(), "operation" => operation).increment(1);
+}
+
+pub fn storage_damaged(queue: &str, records: u64, bytes: u64) {
+    counter!("forebay_storage_damaged_records", "queue" => queue.to_owned()).increment(records);
+    counter!("forebay_storage_damaged_bytes", "queue" => queue.to_owned()).increment(bytes);
+}

@@ -1,0 +1,257 @@
+//! From a body to a durable record: inflate, validate, offer. The same for both transports.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use crate::otlp::compression::{self, InflateError};
+use crate::otlp::{Encoding, Signal, json, wire};
+use crate::queue::{Accepted, Budget, Intake, Offer, Permit, RefusedReason};
+use crate::telemetry::ReceiverMetrics;
+
+/// Inflating and validating more than this leaves the async worker.
+const INLINE_BYTES_MAX: usize = 1 << 20;
+
+/// Why a request is not accepted; each transport has its own status for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// Undecodable: HTTP 400, INVALID_ARGUMENT.
+    Malformed(String),
+    /// Over the limit: HTTP 413, RESOURCE_EXHAUSTED without RetryInfo.
+    TooLarge(String),
+    /// Come again: HTTP 503 with Retry-After, UNAVAILABLE with RetryInfo.
+    Unavailable { message: String, retry_after: Duration, reason: &'static str },
+    /// Nobody here takes this signal: HTTP 404, UNIMPLEMENTED.
+    NoPipeline(String),
+    /// The body stopped arriving: HTTP 408, DEADLINE_EXCEEDED.
+    TooSlow,
+    /// The connection broke; nobody reads the answer.
+    Broken(String),
+}
+
+/// How the message in the body is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    Protobuf,
+    Json,
+}
+
+/// How the body is compressed on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireEncoding {
+    Stored(Encoding),
+    /// HTTP's `deflate`; kept inflated.
+    Zlib,
+}
+
+/// What both transports of one receiver share.
+pub struct Ingest {
+    pub intake: Arc<dyn Intake>,
+    pub budget: Budget,
+    /// Large bodies worked on at once.
+    pub heavy: Arc<Semaphore>,
+    pub metrics: ReceiverMetrics,
+}
+
+/// A validated request, not stored yet.
+struct Checked {
+    encoding: Encoding,
+    items: u64,
+    raw_len: u64,
+    payload: Bytes,
+    permit: Permit,
+}
+
+impl Ingest {
+    /// Takes a whole body; success only with the receipt.
+    pub async fn accept(
+        &self,
+        signal: Signal,
+        content: Content,
+        encoding: WireEncoding,
+        body: Bytes,
+        permit: Permit,
+        bytes_max: u64,
+    ) -> Result<Accepted, Rejection> {
+        let started = Instant::now();
+        let index = signal as usize - 1;
+        let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        let checked = match self.check(signal, content, encoding, body, permit, limit).await {
+            Ok(checked) => checked,
+            Err(rejection) => {
+                match &rejection {
+                    Rejection::Unavailable { reason, .. } => self.metrics.refused(index, 0, reason),
+                    _ => self.metrics.failed(index, 1),
+                }
+                return Err(rejection);
+            }
+        };
+        let items = checked.items;
+        let offer = Offer {
+            signal,
+            encoding: checked.encoding,
+            items,
+            raw_len: checked.raw_len,
+            metadata: Vec::new(),
+            payload: checked.payload,
+            permit: checked.permit,
+        };
+        match self.intake.offer(offer).await {
+            Ok(accepted) => {
+                self.metrics.accepted(index, items, started.elapsed());
+                Ok(accepted)
+            }
+            Err(refused) => {
+                let reason = match refused.reason {
+                    RefusedReason::Full => "full",
+                    RefusedReason::Stopping => "stopping",
+                    RefusedReason::Storage => "storage",
+                    RefusedReason::NoPipeline => "no_pipeline",
+                };
+                self.metrics.refused(index, items, reason);
+                Err(match refused.reason {
+                    RefusedReason::NoPipeline => Rejection::NoPipeline(refused.message),
+                    _ => Rejection::Unavailable { message: refused.message, retry_after: refused.retry_after, reason },
+                })
+            }
+        }
+    }
+
+    async fn check(
+        &self,
+        signal: Signal,
+        content: Content,
+        encoding: WireEncoding,
+        body: Bytes,
+        permit: Permit,
+        limit: usize,
+    ) -> Result<Checked, Rejection> {
+        let inline_limit = limit.min(INLINE_BYTES_MAX);
+        if body.len() <= INLINE_BYTES_MAX {
+            let first = check_here(signal, content, encoding, body.clone(), permit, inline_limit, &self.budget);
+            match first {
+                Err((Rejection::TooLarge(_), permit)) if inline_limit < limit => {
+                    return self.check_heavy(signal, content, encoding, body, permit, limit).await;
+                }
+                other => return other.map_err(|(rejection, _)| rejection),
+            }
+        }
+        self.check_heavy(signal, content, encoding, body, permit, limit).await
+    }
+
+    async fn check_heavy(
+        &self,
+        signal: Signal,
+        content: Content,
+        encoding: WireEncoding,
+        body: Bytes,
+        permit: Permit,
+        limit: usize,
+    ) -> Result<Checked, Rejection> {
+        let budget = self.budget.clone();
+        let turn = Arc::clone(&self.heavy).acquire_owned().await;
+        let work = move || {
+            let _turn = turn;
+            check_here(signal, content, encoding, body, permit, limit, &budget).map_err(|(rejection, _)| rejection)
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Rejection::Broken(error.to_string())))
+    }
+}
+
+thread_local! {
+    /// Inflated bytes that are only looked at.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn check_here(
+    signal: Signal,
+    content: Content,
+    encoding: WireEncoding,
+    body: Bytes,
+    mut permit: Permit,
+    limit: usize,
+    budget: &Budget,
+) -> Result<Checked, (Rejection, Permit)> {
+    let result = match (content, encoding) {
+        (Content::Protobuf, WireEncoding::Stored(Encoding::Identity)) => {
+            if body.len() > limit {
+                Err(too_large(limit))
+            } else {
+                scan(signal, &body).map(|items| (Encoding::Identity, items, body.len(), body))
+            }
+        }
+        (Content::Protobuf, WireEncoding::Stored(encoding)) => {
+            let mut working = budget.empty_permit();
+            SCRATCH.with_borrow_mut(|scratch| {
+                let checked = inflate(WireEncoding::Stored(encoding), &body, limit, scratch, &mut working)
+                    .and_then(|()| scan(signal, scratch))
+                    .map(|items| (encoding, items, scratch.len(), body));
+                // Large scratch space goes back; small stays warm.
+                scratch.clear();
+                scratch.shrink_to(INLINE_BYTES_MAX);
+                checked
+            })
+        }
+        (content, encoding) => {
+            let mut raw = Vec::new();
+            inflate(encoding, &body, limit, &mut raw, &mut permit).and_then(|()| {
+                drop(body);
+                let payload = match content {
+                    Content::Protobuf => Bytes::from(raw),
+                    Content::Json => {
+                        // JSON is about twice its protobuf; the copy is accounted for before it is made.
+                        if !permit.try_grow(raw.len() as u64 / 2) {
+                            return Err(super::body::out_of_memory());
+                        }
+                        json::to_protobuf(signal, &raw)
+                            .map_err(|error| Rejection::Malformed(format!("the JSON body cannot be read: {error}")))?
+                    }
+                };
+                let items = scan(signal, &payload)?;
+                Ok((Encoding::Identity, items, payload.len(), payload))
+            })
+        }
+    };
+    match result {
+        Ok((encoding, items, raw_len, payload)) => {
+            if (permit.bytes() as usize) < payload.len() && !permit.try_grow((payload.len() as u64) - permit.bytes()) {
+                return Err((super::body::out_of_memory(), permit));
+            }
+            permit.shrink_to(payload.len() as u64);
+            Ok(Checked { encoding, items, raw_len: raw_len as u64, payload, permit })
+        }
+        Err(rejection) => Err((rejection, permit)),
+    }
+}
+
+fn scan(signal: Signal, message: &[u8]) -> Result<u64, Rejection> {
+    wire::scan(signal, message)
+        .map(|summary| summary.items)
+        .map_err(|error| Rejection::Malformed(format!("the body is not a valid OTLP request: {error}")))
+}
+
+fn too_large(limit: usize) -> Rejection {
+    Rejection::TooLarge(format!("the request has more than the {limit} bytes that are taken"))
+}
+
+fn inflate(
+    encoding: WireEncoding,
+    body: &[u8],
+    limit: usize,
+    out: &mut Vec<u8>,
+    permit: &mut Permit,
+) -> Result<(), Rejection> {
+    let mut reserve = |bytes: usize| permit.try_grow(bytes as u64);
+    let result = match encoding {
+        WireEncoding::Stored(encoding) => compression::inflate(encoding, body, limit, out, &mut reserve),
+        WireEncoding::Zlib => compression::inflate_zlib(body, limit, out, &mut reserve),
+    };
+    result.map_err(|error| match error {
+        InflateError::TooLarge { .. } => too_large(limit),
+        InflateError::NoMemory => super::body::out_of_memory(),
+        InflateError::Malformed { .. } => Rejection::Malformed(error.to_string()),
+    })
+}

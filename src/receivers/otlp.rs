@@ -1,0 +1,250 @@
+//! The `otlp` receiver: settings, binding, serving.
+
+mod grpc;
+mod http;
+mod listen;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::queue::{Budget, Intake};
+use crate::settings::Table;
+use crate::telemetry::ReceiverMetrics;
+
+use super::body::BodyLimits;
+use super::ingest::Ingest;
+
+pub use http::Cors;
+pub use listen::BindError;
+
+pub const GRPC_ENDPOINT_DEFAULT: &str = "localhost:4317";
+pub const HTTP_ENDPOINT_DEFAULT: &str = "localhost:4318";
+/// Compressed or not, a request has at most this many bytes once inflated.
+pub const REQUEST_BYTES_MAX_DEFAULT: u64 = 64 << 20;
+const READ_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+const CONCURRENT_STREAMS_DEFAULT: u32 = 128;
+
+/// `protocols` of an `otlp` receiver; None: that protocol is off.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub grpc: Option<GrpcSettings>,
+    pub http: Option<HttpSettings>,
+}
+
+#[derive(Clone, Debug)]
+pub struct GrpcSettings {
+    pub endpoint: String,
+    pub request_bytes_max: u64,
+    pub max_concurrent_streams: u32,
+    pub keepalive_time: Option<Duration>,
+    pub keepalive_timeout: Duration,
+    pub max_connection_age: Option<Duration>,
+    pub max_connection_age_grace: Option<Duration>,
+    pub read_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    pub endpoint: String,
+    /// Paths of traces, metrics and logs.
+    pub paths: [String; 3],
+    pub request_bytes_max: u64,
+    pub read_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub cors: Option<Cors>,
+}
+
+impl Default for GrpcSettings {
+    fn default() -> GrpcSettings {
+        GrpcSettings {
+            endpoint: GRPC_ENDPOINT_DEFAULT.to_owned(),
+            request_bytes_max: REQUEST_BYTES_MAX_DEFAULT,
+            max_concurrent_streams: CONCURRENT_STREAMS_DEFAULT,
+            keepalive_time: Some(Duration::from_secs(7200)),
+            keepalive_timeout: Duration::from_secs(20),
+            max_connection_age: None,
+            max_connection_age_grace: None,
+            read_timeout: READ_TIMEOUT_DEFAULT,
+        }
+    }
+}
+
+impl Default for HttpSettings {
+    fn default() -> HttpSettings {
+        HttpSettings {
+            endpoint: HTTP_ENDPOINT_DEFAULT.to_owned(),
+            paths: ["/v1/traces", "/v1/metrics", "/v1/logs"].map(str::to_owned),
+            request_bytes_max: REQUEST_BYTES_MAX_DEFAULT,
+            read_timeout: READ_TIMEOUT_DEFAULT,
+            idle_timeout: IDLE_TIMEOUT_DEFAULT,
+            cors: None,
+        }
+    }
+}
+
+impl Settings {
+    pub fn read(table: &mut Table<'_>) -> Settings {
+        let protocols = table.table("protocols", |table| Settings {
+            grpc: table.table("grpc", GrpcSettings::read),
+            http: table.table("http", HttpSettings::read),
+        });
+        let settings = protocols.unwrap_or_default();
+        if settings.grpc.is_none() && settings.http.is_none() {
+            table.problem("protocols", "an otlp receiver needs `grpc:` or `http:` (or both) under `protocols`");
+        }
+        settings
+    }
+}
+
+impl GrpcSettings {
+    fn read(table: &mut Table<'_>) -> GrpcSettings {
+        table.unsupported(&[
+            "tls",
+            "auth",
+            "include_metadata",
+            "transport",
+            "read_buffer_size",
+            "write_buffer_size",
+            "dialer",
+        ]);
+        let mut settings = GrpcSettings::default();
+        if let Some(endpoint) = table.text("endpoint") {
+            settings.endpoint = endpoint;
+        }
+        if let Some(mib) = table.integer("max_recv_msg_size_mib", 1..=1024) {
+            settings.request_bytes_max = mib << 20;
+        }
+        if let Some(streams) = table.integer("max_concurrent_streams", 1..=100_000) {
+            settings.max_concurrent_streams = streams as u32;
+        }
+        table.table("keepalive", |table| {
+            table.table("enforcement_policy", |table| {
+                // The library has no such policy; clients that ping often are served.
+                table.ignore("min_time");
+                table.ignore("permit_without_stream");
+            });
+            table.table("server_parameters", |table| {
+                table.unsupported(&["max_connection_idle"]);
+                if let Some(time) = table.duration("time") {
+                    settings.keepalive_time = Some(time);
+                }
+                if let Some(timeout) = table.duration("timeout") {
+                    settings.keepalive_timeout = timeout;
+                }
+                settings.max_connection_age = table.duration("max_connection_age");
+                settings.max_connection_age_grace = table.duration("max_connection_age_grace");
+            })
+        });
+        settings
+    }
+}
+
+impl HttpSettings {
+    fn read(table: &mut Table<'_>) -> HttpSettings {
+        table.unsupported(&[
+            "tls",
+            "auth",
+            "include_metadata",
+            "response_headers",
+            "compression_algorithms",
+            "write_timeout",
+            "read_header_timeout",
+        ]);
+        let mut settings = HttpSettings::default();
+        if let Some(endpoint) = table.text("endpoint") {
+            settings.endpoint = endpoint;
+        }
+        for (index, key) in ["traces_url_path", "metrics_url_path", "logs_url_path"].into_iter().enumerate() {
+            if let Some(path) = table.text(key) {
+                if path.starts_with('/') {
+                    settings.paths[index] = path;
+                } else {
+                    table.problem(key, "a path begins with `/`");
+                }
+            }
+        }
+        if let Some(bytes) = table.byte_size("max_request_body_size") {
+            settings.request_bytes_max = bytes.clamp(1, 1 << 30);
+        }
+        if let Some(timeout) = table.duration("read_timeout") {
+            settings.read_timeout = timeout;
+        }
+        if let Some(timeout) = table.duration("idle_timeout") {
+            settings.idle_timeout = timeout;
+        }
+        settings.cors = table.table("cors", Cors::read).flatten();
+        settings
+    }
+}
+
+/// A receiver with its ports open, not serving yet.
+#[derive(Debug)]
+pub struct Bound {
+    id: String,
+    settings: Settings,
+    grpc: Vec<TcpListener>,
+    http: Vec<TcpListener>,
+}
+
+/// Opens the ports. `localhost` means 127.0.0.1 and ::1, where there is one.
+pub async fn bind(id: &str, settings: Settings) -> Result<Bound, BindError> {
+    let mut bound = Bound { id: id.to_owned(), grpc: Vec::new(), http: Vec::new(), settings };
+    if let Some(grpc) = &bound.settings.grpc {
+        bound.grpc = listen::bind(&format!("receivers.{id}.protocols.grpc.endpoint"), &grpc.endpoint).await?;
+    }
+    if let Some(http) = &bound.settings.http {
+        bound.http = listen::bind(&format!("receivers.{id}.protocols.http.endpoint"), &http.endpoint).await?;
+    }
+    Ok(bound)
+}
+
+impl Bound {
+    pub fn grpc_addresses(&self) -> Vec<SocketAddr> {
+        self.grpc.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    pub fn http_addresses(&self) -> Vec<SocketAddr> {
+        self.http.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Serves until `shutdown`, then answers what is under way and ends.
+    pub async fn serve(self, intake: Arc<dyn Intake>, budget: Budget, shutdown: CancellationToken) {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let heavy = Arc::new(Semaphore::new(processors));
+        let ingest = |transport| {
+            Arc::new(Ingest {
+                intake: Arc::clone(&intake),
+                budget: budget.clone(),
+                heavy: Arc::clone(&heavy),
+                metrics: ReceiverMetrics::new(&self.id, transport),
+            })
+        };
+        let http = self.settings.http.map(|settings| {
+            let limits = BodyLimits { bytes_max: settings.request_bytes_max, read_timeout: settings.read_timeout };
+            http::serve(self.http, settings, limits, ingest("http"), shutdown.clone())
+        });
+        let grpc =
+            self.settings.grpc.map(|settings| grpc::serve(self.grpc, settings, ingest("grpc"), shutdown.clone()));
+        tokio::join!(
+            async {
+                if let Some(http) = http {
+                    http.await;
+                }
+            },
+            async {
+                if let Some(grpc) = grpc {
+                    grpc.await;
+                }
+            }
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! OTLP/gRPC on tonic's transport. The message is read frame by frame here, not by tonic's codec, so that the memory
+//! budget covers it while it arrives and while it inflates (`docs/decisions/002-grpc-framing.md`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::any;
+use bytes::Bytes;
+use futures_util::stream::{StreamExt, select_all};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::otlp::{Encoding, Signal};
+use crate::queue::Accepted;
+use crate::receivers::body::{BodyLimits, BodyReader};
+use crate::receivers::ingest::{Content, Ingest, Rejection, WireEncoding};
+use crate::receivers::status;
+
+use super::GrpcSettings;
+
+/// Bytes that a client may send before they are read, per stream and per connection: memory that no budget sees.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+/// One flag byte and a big-endian length before each message.
+const PREFIX_LEN: usize = 5;
+const ACCEPTED_ENCODINGS: &str = "identity,gzip,zstd";
+
+struct Grpc {
+    ingest: Arc<Ingest>,
+    limits: BodyLimits,
+}
+
+pub(super) async fn serve(
+    listeners: Vec<TcpListener>,
+    settings: GrpcSettings,
+    ingest: Arc<Ingest>,
+    shutdown: CancellationToken,
+) {
+    let limits = BodyLimits {
+        // The prefix is not the message's.
+        bytes_max: settings.request_bytes_max + PREFIX_LEN as u64,
+        read_timeout: settings.read_timeout,
+    };
+    let state = Arc::new(Grpc { ingest, limits });
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let mut routes = Routes::new(health);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(opentelemetry_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    match reflection {
+        Ok(reflection) => routes = routes.add_service(reflection),
+        Err(error) => tracing::warn!(%error, "gRPC reflection is not available"),
+    }
+    let mut otlp = Router::new();
+    for signal in Signal::ALL {
+        let handler = move |State(state): State<Arc<Grpc>>, request: Request<Body>| async move {
+            state.handle(signal, request).await
+        };
+        otlp = otlp.route(signal.grpc_path(), any(handler));
+    }
+    let routes = Routes::from(routes.into_axum_router().merge(otlp.with_state(state)));
+    let incoming =
+        select_all(listeners.into_iter().map(|listener| TcpIncoming::from(listener).with_nodelay(Some(true)).boxed()));
+    let mut server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(settings.max_concurrent_streams)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_keepalive_interval(settings.keepalive_time)
+        .http2_keepalive_timeout(Some(settings.keepalive_timeout));
+    if let Some(age) = settings.max_connection_age {
+        server = server.max_connection_age(age);
+    }
+    if let Some(grace) = settings.max_connection_age_grace {
+        server = server.max_connection_age_grace(grace);
+    }
+    let serving = server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the gRPC receiver ended");
+    }
+}
+
+impl Grpc {
+    async fn handle(&self, signal: Signal, request: Request<Body>) -> Response {
+        let is_grpc = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+            value == "application/grpc"
+                || value.starts_with("application/grpc+proto")
+                || value.starts_with("application/grpc;")
+        });
+        if request.method() != Method::POST || !is_grpc {
+            let mut response = Response::new(Body::from("this port speaks gRPC; OTLP over HTTP is on port 4318\n"));
+            *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return response;
+        }
+        match self.ingest(signal, request).await {
+            Ok(accepted) => success(accepted),
+            Err(rejection) => {
+                if let GrpcRejection::Ingest(Rejection::Unavailable { reason: reason @ "memory", .. }) = &rejection {
+                    self.ingest.metrics.refused(signal as usize - 1, 0, reason);
+                }
+                failure(rejection)
+            }
+        }
+    }
+
+    async fn ingest(&self, signal: Signal, request: Request<Body>) -> Result<Accepted, GrpcRejection> {
+        let encoding = encoding_of(request.headers())?;
+        let mut reader = BodyReader::new(request.into_body(), self.limits, &self.ingest.budget);
+        let prefix = reader.take(PREFIX_LEN).await?;
+        let prefix = prefix.ok_or_else(|| malformed("the request has no message"))?;
+        let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
+        let encoding = match prefix[0] {
+            0 => Encoding::Identity,
+            1 if encoding == Encoding::Identity => {
+                return Err(malformed("the message is flagged as compressed, and grpc-encoding does not say how"));
+            }
+            1 => encoding,
+            other => return Err(malformed(&format!("the message has an unknown flag ({other})"))),
+        };
+        let max = self.limits.bytes_max - PREFIX_LEN as u64;
+        if u64::from(len) > max {
+            let message = format!("the message has {len} bytes; at most {max} are taken");
+            return Err(Rejection::TooLarge(message).into());
+        }
+        reader.announce(u64::from(len) + PREFIX_LEN as u64)?;
+        let (body, permit) = reader.finish().await?;
+        if body.len() as u64 != u64::from(len) {
+            return Err(malformed(&format!("the message should have {len} bytes and has {}", body.len())));
+        }
+        let stored = WireEncoding::Stored(encoding);
+        Ok(self.ingest.accept(signal, Content::Protobuf, stored, body, permit, max).await?)
+    }
+}
+
+enum GrpcRejection {
+    Ingest(Rejection),
+    UnknownEncoding(String),
+}
+
+impl From<Rejection> for GrpcRejection {
+    fn from(rejection: Rejection) -> GrpcRejection {
+        GrpcRejection::Ingest(rejection)
+    }
+}
+
+fn malformed(message: &str) -> GrpcRejection {
+    Rejection::Malformed(message.to_owned()).into()
+}
+
+fn encoding_of(headers: &HeaderMap) -> Result<Encoding, GrpcRejection> {
+    match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => Ok(Encoding::Identity),
+        Some(b"gzip") => Ok(Encoding::Gzip),
+        Some(b"zstd") => Ok(Encoding::Zstd),
+        Some(other) => Err(GrpcRejection::UnknownEncoding(String::from_utf8_lossy(other).into_owned())),
+    }
+}
+
+/// An empty `Export*ServiceResponse`, uncompressed, and status OK. Only the receipt makes one.
+fn success(_accepted: Accepted) -> Response {
+    let trailers = async {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        Some(Ok(trailers))
+    };
+    let message = Bytes::from_static(&[0; PREFIX_LEN]);
+    let mut response = Response::new(Body::new(Full::new(message).with_trailers(trailers)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn failure(rejection: GrpcRejection) -> Response {
+    let status = match rejection {
+        GrpcRejection::UnknownEncoding(name) => {
+            let message =
+                format!("grpc-encoding {} is not supported; use one of {ACCEPTED_ENCODINGS}", status::bounded(&name));
+            tonic::Status::unimplemented(message)
+        }
+        GrpcRejection::Ingest(rejection) => match rejection {
+            Rejection::Malformed(message) | Rejection::Broken(message) => {
+                tonic::Status::invalid_argument(status::bounded(&message))
+            }
+            Rejection::TooLarge(message) => tonic::Status::resource_exhausted(status::bounded(&message)),
+            Rejection::Unavailable { message, retry_after, .. } => tonic::Status::with_error_details(
+                tonic::Code::Unavailable,
+                status::bounded(&message),
+                ErrorDetails::with_retry_info(Some(retry_after.max(Duration::from_millis(1)))),
+            ),
+            Rejection::NoPipeline(message) => tonic::Status::unimplemented(status::bounded(&message)),
+            Rejection::TooSlow => tonic::Status::deadline_exceeded("the message stopped arriving"),
+        },
+    };
+    let unsupported = status.code() == tonic::Code::Unimplemented;
+    let mut response: Response = status.into_http();
+    if unsupported {
+        response.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static(ACCEPTED_ENCODINGS));
+    }
+    response
+}

@@ -1,0 +1,367 @@
+//! OTLP/HTTP: POST with protobuf or JSON, HTTP/1.1 and h2c on one port.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::any;
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::otlp::{Encoding, Signal};
+use crate::queue::Accepted;
+use crate::receivers::body::{BodyLimits, BodyReader};
+use crate::receivers::ingest::{Content, Ingest, Rejection, WireEncoding};
+use crate::receivers::status::{self, code};
+use crate::settings::Table;
+
+use super::HttpSettings;
+
+/// Connections of one receiver at a time; more wait in the listen backlog.
+const CONNECTIONS_MAX: usize = 4096;
+/// Bytes that HTTP/2 lets a client send before they are read, per stream and per connection: memory that no budget
+/// sees, so it is small.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+const STREAMS_MAX: u32 = 128;
+const HEADER_BYTES_MAX: usize = 64 << 10;
+/// A listener that fails to accept (no descriptors left) tries again after this.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// `cors` of the HTTP protocol.
+#[derive(Clone, Debug, Default)]
+pub struct Cors {
+    /// `*`, or origins in full, or with one `*` in them.
+    pub allowed_origins: Vec<String>,
+    pub allowed_headers: Vec<String>,
+    pub max_age_seconds: u64,
+}
+
+impl Cors {
+    pub(super) fn read(table: &mut Table<'_>) -> Option<Cors> {
+        let cors = Cors {
+            allowed_origins: table.texts("allowed_origins").unwrap_or_default(),
+            allowed_headers: table.texts("allowed_headers").unwrap_or_default(),
+            max_age_seconds: table.integer("max_age", 0..=86_400).unwrap_or(0),
+        };
+        (!cors.allowed_origins.is_empty()).then_some(cors)
+    }
+
+    fn allows(&self, origin: &str) -> bool {
+        self.allowed_origins.iter().any(|allowed| match allowed.split_once('*') {
+            Some((start, end)) => {
+                origin.len() >= start.len() + end.len() && origin.starts_with(start) && origin.ends_with(end)
+            }
+            None => allowed == origin,
+        })
+    }
+}
+
+struct Http {
+    ingest: Arc<Ingest>,
+    limits: BodyLimits,
+    cors: Option<Cors>,
+}
+
+pub(super) async fn serve(
+    listeners: Vec<TcpListener>,
+    settings: HttpSettings,
+    limits: BodyLimits,
+    ingest: Arc<Ingest>,
+    shutdown: CancellationToken,
+) {
+    let state = Arc::new(Http { ingest, limits, cors: settings.cors.clone() });
+    let mut router = Router::new();
+    let mut paths: Vec<&String> = Vec::new();
+    for (signal, path) in Signal::ALL.into_iter().zip(&settings.paths) {
+        if paths.contains(&path) {
+            tracing::warn!(%path, signal = signal.name(), "the path is taken by another signal; this one is not served");
+            continue;
+        }
+        paths.push(path);
+        let handler = move |State(state): State<Arc<Http>>, request: Request<Body>| async move {
+            state.handle(signal, request).await
+        };
+        router = router.route(path, any(handler));
+    }
+    let router = router.fallback(not_found).with_state(state);
+
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.idle_timeout.max(Duration::from_secs(1)))
+        .max_buf_size(HEADER_BYTES_MAX.max(512 << 10))
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX as u32)
+        .keep_alive_interval(Duration::from_secs(60))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let accepting = listeners.into_iter().map(|listener| {
+        accept(listener, builder.clone(), router.clone(), connections.clone(), Arc::clone(&places), shutdown.clone())
+    });
+    futures_util::future::join_all(accepting).await;
+    connections.close();
+    connections.wait().await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    builder: Builder<TokioExecutor>,
+    router: Router,
+    connections: TaskTracker,
+    places: Arc<Semaphore>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "failed to accept a connection; trying again");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            },
+        };
+        let (builder, router, shutdown) = (builder.clone(), router.clone(), shutdown.clone());
+        connections.spawn(async move {
+            let _place = place;
+            connection(stream, &builder, router, shutdown).await;
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, builder: &Builder<TokioExecutor>, router: Router, shutdown: CancellationToken) {
+    // Answers are small and awaited: they must not wait for more to come.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "failed to set TCP_NODELAY");
+    }
+    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(serving);
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        () = shutdown.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+async fn not_found(request: Request<Body>) -> Response {
+    let content = content_of(request.headers()).unwrap_or(Content::Protobuf);
+    let message = format!(
+        "nothing is served at {}; OTLP is taken at /v1/traces, /v1/metrics and /v1/logs",
+        status::bounded(request.uri().path())
+    );
+    error(content, StatusCode::NOT_FOUND, code::NOT_FOUND, &message)
+}
+
+impl Http {
+    async fn handle(&self, signal: Signal, request: Request<Body>) -> Response {
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let wants_gzip = request
+            .headers()
+            .get_all(header::ACCEPT_ENCODING)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|part| part.trim().split(';').next() == Some("gzip"));
+        let mut response = if request.method() == Method::OPTIONS && origin.is_some() && self.cors.is_some() {
+            empty(StatusCode::NO_CONTENT)
+        } else {
+            self.post(signal, request).await
+        };
+        if let (Some(cors), Some(origin)) = (&self.cors, origin) {
+            allow_origin(cors, &origin, response.headers_mut());
+        }
+        if wants_gzip { compressed(response).await } else { response }
+    }
+
+    async fn post(&self, signal: Signal, request: Request<Body>) -> Response {
+        let content = content_of(request.headers());
+        if request.method() != Method::POST {
+            let message = format!("{} is not allowed here; send a POST", request.method());
+            let mut response = error(
+                content.unwrap_or(Content::Protobuf),
+                StatusCode::METHOD_NOT_ALLOWED,
+                code::UNIMPLEMENTED,
+                &message,
+            );
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+            return response;
+        }
+        let Some(content) = content else {
+            let message = "the content type must be application/x-protobuf or application/json";
+            return error(Content::Protobuf, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, message);
+        };
+        let Some(encoding) = encoding_of(request.headers()) else {
+            let message = "the content encoding must be gzip, zstd, deflate or none";
+            let mut response = error(content, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, message);
+            let known = HeaderValue::from_static("gzip, zstd, deflate");
+            response.headers_mut().insert(header::ACCEPT_ENCODING, known);
+            return response;
+        };
+        match self.ingest(signal, content, encoding, request).await {
+            Ok(accepted) => success(content, accepted),
+            Err(rejection) => rejected(content, &rejection),
+        }
+    }
+
+    async fn ingest(
+        &self,
+        signal: Signal,
+        content: Content,
+        encoding: WireEncoding,
+        request: Request<Body>,
+    ) -> Result<Accepted, Rejection> {
+        let announced = request
+            .headers()
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.parse::<u64>().ok());
+        let mut reader = BodyReader::new(request.into_body(), self.limits, &self.ingest.budget);
+        if let Some(bytes) = announced {
+            reader.announce(bytes).inspect_err(|rejection| self.count_refusal(signal, rejection))?;
+        }
+        let read = reader.finish().await;
+        let (body, permit) = read.inspect_err(|rejection| self.count_refusal(signal, rejection))?;
+        self.ingest.accept(signal, content, encoding, body, permit, self.limits.bytes_max).await
+    }
+
+    fn count_refusal(&self, signal: Signal, rejection: &Rejection) {
+        let reason = match rejection {
+            Rejection::Unavailable { reason, .. } => reason,
+            Rejection::TooLarge(_) => "too_large",
+            _ => "broken",
+        };
+        self.ingest.metrics.refused(signal as usize - 1, 0, reason);
+    }
+}
+
+fn content_of(headers: &HeaderMap) -> Option<Content> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    match value.split(';').next()?.trim().to_ascii_lowercase().as_str() {
+        "application/x-protobuf" | "application/protobuf" => Some(Content::Protobuf),
+        "application/json" => Some(Content::Json),
+        _ => None,
+    }
+}
+
+fn encoding_of(headers: &HeaderMap) -> Option<WireEncoding> {
+    let Some(value) = headers.get(header::CONTENT_ENCODING) else {
+        return Some(WireEncoding::Stored(Encoding::Identity));
+    };
+    match value.to_str().ok()?.trim().to_ascii_lowercase().as_str() {
+        "" | "identity" | "none" => Some(WireEncoding::Stored(Encoding::Identity)),
+        "gzip" | "x-gzip" => Some(WireEncoding::Stored(Encoding::Gzip)),
+        "zstd" => Some(WireEncoding::Stored(Encoding::Zstd)),
+        "deflate" | "zlib" => Some(WireEncoding::Zlib),
+        _ => None,
+    }
+}
+
+fn content_type(content: Content) -> HeaderValue {
+    HeaderValue::from_static(match content {
+        Content::Protobuf => "application/x-protobuf",
+        Content::Json => "application/json",
+    })
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// Full success: an `Export*ServiceResponse` without `partial_success`. Only the receipt makes one.
+fn success(content: Content, _accepted: Accepted) -> Response {
+    let body = match content {
+        Content::Protobuf => Bytes::new(),
+        Content::Json => Bytes::from_static(b"{}"),
+    };
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type(content));
+    response
+}
+
+fn error(content: Content, status: StatusCode, code: i32, message: &str) -> Response {
+    let mut response = Response::new(Body::from(status::encode(content, code, message)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type(content));
+    response
+}
+
+fn rejected(content: Content, rejection: &Rejection) -> Response {
+    match rejection {
+        Rejection::Malformed(message) => error(content, StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, message),
+        Rejection::TooLarge(message) => {
+            error(content, StatusCode::PAYLOAD_TOO_LARGE, code::RESOURCE_EXHAUSTED, message)
+        }
+        Rejection::Unavailable { message, retry_after, .. } => {
+            let mut response = error(content, StatusCode::SERVICE_UNAVAILABLE, code::UNAVAILABLE, message);
+            let seconds = retry_after.as_secs().max(1);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+        }
+        Rejection::NoPipeline(message) => error(content, StatusCode::NOT_FOUND, code::NOT_FOUND, message),
+        Rejection::TooSlow => {
+            error(content, StatusCode::REQUEST_TIMEOUT, code::DEADLINE_EXCEEDED, "the body stopped arriving")
+        }
+        Rejection::Broken(message) => error(content, StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, message),
+    }
+}
+
+fn allow_origin(cors: &Cors, origin: &HeaderValue, headers: &mut HeaderMap) {
+    if !origin.to_str().is_ok_and(|origin| cors.allows(origin)) {
+        return;
+    }
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
+    let mut names = vec!["Content-Type".to_owned(), "Content-Encoding".to_owned()];
+    names.extend(cors.allowed_headers.iter().cloned());
+    if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
+    }
+    if cors.max_age_seconds > 0 {
+        headers.insert(HeaderName::from_static("access-control-max-age"), HeaderValue::from(cors.max_age_seconds));
+    }
+}
+
+/// Our answers are small and whole in memory.
+async fn compressed(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    let Ok(body) = axum::body::to_bytes(body, 1 << 20).await else { return Response::from_parts(parts, Body::empty()) };
+    if body.is_empty() {
+        return Response::from_parts(parts, Body::from(body));
+    }
+    match crate::otlp::compression::compress(Encoding::Gzip, &body) {
+        Ok(packed) => {
+            parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            Response::from_parts(parts, Body::from(packed))
+        }
+        Err(_) => Response::from_parts(parts, Body::from(body)),
+    }
+}
