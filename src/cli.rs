@@ -114,8 +114,7 @@ fn print_config(config: &ConfigArguments) -> Result<(), Failure> {
 
 fn components() -> String {
     let mut text = String::new();
-    let sections =
-        [("receivers", config::components::RECEIVERS), ("exporters", config::components::EXPORTERS)];
+    let sections = [("receivers", config::components::RECEIVERS), ("exporters", config::components::EXPORTERS)];
     for (section, kinds) in sections {
         text.push_str(&format!("{section}:\n"));
         for kind in kinds {

@@ -11,7 +11,11 @@ const STATUS_LINE_BYTES_MAX: usize = 256;
 
 /// Asks `endpoint`, `http://host:port[/path]`; Ok when it answers 200. The error is a sentence for a person.
 pub fn check(endpoint: &str) -> Result<(), String> {
-    let bad = || format!("\"{endpoint}\" is no endpoint\n  help: write http://host:port/path, such as http://127.0.0.1:13133/livez");
+    let bad = || {
+        format!(
+            "\"{endpoint}\" is no endpoint\n  help: write http://host:port/path, such as http://127.0.0.1:13133/livez"
+        )
+    };
     let rest = endpoint.strip_prefix("http://").unwrap_or(endpoint);
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let path = if path.is_empty() { "/livez" } else { path };
@@ -34,7 +38,10 @@ pub fn check(endpoint: &str) -> Result<(), String> {
 fn ask(address: std::net::SocketAddr, host: &str, path: &str, deadline: Instant) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
     stream.set_write_timeout(Some(left(deadline)?))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\nuser-agent: forebay-healthcheck\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\nuser-agent: forebay-healthcheck\r\n\r\n"
+    )?;
     let mut answer = Vec::with_capacity(STATUS_LINE_BYTES_MAX);
     let mut piece = [0_u8; STATUS_LINE_BYTES_MAX];
     while answer.len() < STATUS_LINE_BYTES_MAX && !answer.contains(&b'\n') {
