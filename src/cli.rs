@@ -23,6 +23,8 @@ enum Failure {
     /// Every problem, warnings too.
     Config(Vec<Problem>),
     DataDir(config::data_dir::DataDirError),
+    /// The command line cannot be understood.
+    Usage(String),
     /// A message for a person.
     Other(String),
 }
@@ -48,6 +50,10 @@ pub fn main() -> ExitCode {
             output::complain(&format_args!("error: {error}"));
             ExitCode::from(EXIT_CONFIG)
         }
+        Err(Failure::Usage(message)) => {
+            output::complain(&format_args!("error: {message}"));
+            ExitCode::from(EXIT_USAGE)
+        }
         Err(Failure::Other(message)) => {
             output::complain(&format_args!("error: {message}"));
             ExitCode::from(EXIT_FAILURE)
@@ -58,7 +64,7 @@ pub fn main() -> ExitCode {
 fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         None => run(arguments.run),
-        Some(command) if arguments.run.is_given() => Err(Failure::Other(format!(
+        Some(command) if arguments.run.is_given() => Err(Failure::Usage(format!(
             "options before the command would be ignored\n  help: write them after it: forebay {} --config FILE",
             command.name()
         ))),

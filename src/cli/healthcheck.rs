@@ -38,10 +38,10 @@ pub fn check(endpoint: &str) -> Result<(), String> {
 fn ask(address: std::net::SocketAddr, host: &str, path: &str, deadline: Instant) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
     stream.set_write_timeout(Some(left(deadline)?))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\nuser-agent: forebay-healthcheck\r\n\r\n"
-    )?;
+    // In one piece: the other side may answer and close after the first packet.
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\nuser-agent: forebay-healthcheck\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::with_capacity(STATUS_LINE_BYTES_MAX);
     let mut piece = [0_u8; STATUS_LINE_BYTES_MAX];
     while answer.len() < STATUS_LINE_BYTES_MAX && !answer.contains(&b'\n') {
