@@ -41,7 +41,11 @@ pub fn main() -> ExitCode {
     };
     match dispatch(arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Config(problems)) => {
+        Err(Failure::Config(mut problems)) => {
+            // In the order in which a person walks through the files.
+            problems.sort_by_key(|problem| {
+                problem.origin.as_ref().map(|origin| (origin.file.clone(), origin.line, origin.column))
+            });
             problems.iter().for_each(|problem| output::complain(problem));
             output::complain(&"error: the configuration cannot be used; nothing was started");
             ExitCode::from(EXIT_CONFIG)
