@@ -18,7 +18,7 @@ pub const EXPORTERS: &[Kind] = &[
     Kind { name: "otlp_grpc", aliases: &["otlp"], summary: "OTLP over gRPC" },
     Kind { name: "otlp_http", aliases: &["otlphttp"], summary: "OTLP over HTTP" },
     Kind { name: "file", aliases: &[], summary: "OTLP-JSON lines in a file on this machine" },
-    Kind { name: "debug", aliases: &["logging"], summary: "a line per request in the log" },
+    Kind { name: "debug", aliases: &[], summary: "a line per request in the log" },
 ];
 
 /// Finds a kind by its name or an older one.

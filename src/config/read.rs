@@ -64,6 +64,8 @@ pub fn known_keys(tree: &Node) -> BTreeSet<String> {
 
 fn resolve(mut written: Written, problems: &mut Problems) -> Plan {
     let extensions = service::resolve_extensions(&mut written, problems);
+    let queue = &mut written.forebay.queue;
+    queue.max_size_bytes = queue.max_size_bytes.or(extensions.max_size_bytes);
     let pipelines = pipelines::resolve(&mut written, problems);
     let memory_limit_bytes = written.forebay.memory_limit_bytes.or(pipelines.memory_limit_bytes);
     let exporters = pipelines::exporters(&mut written, &pipelines, problems);

@@ -7,16 +7,22 @@ use std::path::Path;
 
 /// Longest value after substitution, in bytes.
 const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Most bytes that all substitutions of one configuration bring.
+const TOTAL_BYTES_MAX: usize = 16 << 20;
 
 /// Replaces every reference in the tree's values; keys are left alone. Every error is noted.
 pub fn substitute(node: &mut Node, world: &dyn World, problems: &mut Vec<Problem>) {
+    walk(node, world, problems, &mut 0);
+}
+
+fn walk(node: &mut Node, world: &dyn World, problems: &mut Vec<Problem>, total_bytes: &mut usize) {
     match &mut node.value {
-        Value::List(items) => items.iter_mut().for_each(|item| substitute(item, world, problems)),
-        Value::Map(entries) => entries.iter_mut().for_each(|entry| substitute(&mut entry.node, world, problems)),
+        Value::List(items) => items.iter_mut().for_each(|item| walk(item, world, problems, total_bytes)),
+        Value::Map(entries) => entries.iter_mut().for_each(|entry| walk(&mut entry.node, world, problems, total_bytes)),
         Value::Text(text) if text.contains('$') => {
             // Only unquoted text is typed anew.
             let quoted = node.written.is_none();
-            match expand(text, world) {
+            match expand(text, world, total_bytes) {
                 Ok(Expanded::Literal(literal)) => node.value = Value::Text(literal),
                 Ok(Expanded::Mixed(mixed)) => {
                     node.value = Value::Text(mixed);
@@ -72,7 +78,7 @@ fn mark(node: &mut Node, origin: &Origin) {
     }
 }
 
-fn expand(text: &str, world: &dyn World) -> Result<Expanded, Problem> {
+fn expand(text: &str, world: &dyn World, total_bytes: &mut usize) -> Result<Expanded, Problem> {
     let mut out = String::with_capacity(text.len());
     let mut references = 0;
     let mut whole = false;
@@ -89,7 +95,12 @@ fn expand(text: &str, world: &dyn World) -> Result<Expanded, Problem> {
             };
             references += 1;
             whole = rest.len() == text.len() && dollar == 0 && end + 1 == reference.len();
-            out.push_str(&resolve(&reference[..end], world)?);
+            let value = resolve(&reference[..end], world)?;
+            *total_bytes = total_bytes.saturating_add(value.len());
+            if *total_bytes > TOTAL_BYTES_MAX {
+                return Err(problem(&format!("the substitutions bring more than {TOTAL_BYTES_MAX} bytes altogether")));
+            }
+            out.push_str(&value);
             rest = &reference[end + 1..];
         } else {
             out.push('$');

@@ -34,7 +34,7 @@ pub enum Processor {
 }
 
 pub enum Extension {
-    FileStorage { directory: Option<(PathBuf, Origin)> },
+    FileStorage { directory: Option<(PathBuf, Origin)>, max_size_bytes: Option<u64> },
     HealthCheck { endpoint: Option<String>, path: Option<String> },
 }
 
@@ -247,14 +247,12 @@ fn read_file_storage(table: &mut Table<'_>) -> Extension {
     table.flag("create_directory");
     table.text("directory_permissions");
     table.flag("recreate");
-    table.unsupported(&["max_size"]);
-    for key in ["compaction"] {
-        if table.has(key) {
-            table.ignore(key);
-            table.warn(key, "has no effect: space is reclaimed by whole segments");
-        }
+    if table.has("compaction") {
+        table.ignore("compaction");
+        table.warn("compaction", "has no effect: space is reclaimed by whole segments");
     }
-    Extension::FileStorage { directory }
+    let max_size_bytes = super::forebay::at_least(table, "max_size", super::forebay::QUEUE_BYTES_MIN);
+    Extension::FileStorage { directory, max_size_bytes }
 }
 
 fn read_health_check(table: &mut Table<'_>) -> Extension {

@@ -33,7 +33,7 @@ pub struct ExporterExtra {
 }
 
 /// Smallest queue: room for a few segments of the smallest size.
-const QUEUE_BYTES_MIN: u64 = 32 << 20;
+pub const QUEUE_BYTES_MIN: u64 = 32 << 20;
 /// Smallest memory budget: one request of the default largest size would not fit in less.
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
 /// Smallest request limit.
@@ -85,7 +85,7 @@ fn on_full(table: &mut Table<'_>) {
     table.choice("on_full", BLOCK);
 }
 
-fn at_least(table: &mut Table<'_>, key: &'static str, low: u64) -> Option<u64> {
+pub fn at_least(table: &mut Table<'_>, key: &'static str, low: u64) -> Option<u64> {
     let size = table.byte_size(key)?;
     if size < low {
         table.problem(key, format!("{size} bytes are too few; the least is {} KiB", low >> 10));

@@ -123,6 +123,7 @@ pub fn endpoint(table: &mut Table<'_>, key: &'static str) -> Option<String> {
 #[derive(Default)]
 pub struct Extensions {
     pub data_dir: Option<DataDirSetting>,
+    pub max_size_bytes: Option<u64>,
     pub health: HealthPlan,
 }
 
@@ -132,15 +133,15 @@ pub fn resolve_extensions(written: &mut Written, problems: &mut Problems) -> Ext
     for (id, origin) in &written.service.extensions {
         let Some(index) = refer("extension", id, origin, &mut written.extensions, problems) else { continue };
         match &written.extensions[index].settings {
-            Some(Extension::FileStorage { directory: Some((path, origin)) }) => {
+            Some(Extension::FileStorage { directory, max_size_bytes }) => {
+                resolved.max_size_bytes = resolved.max_size_bytes.or(*max_size_bytes);
+                let Some((path, origin)) = directory else { continue };
                 if let (Some(first), Some(known)) = (&directory_of, &resolved.data_dir)
                     && known.path != *path
                 {
                     let message = format!("`{first}` and `{id}` name two directories; there is one data directory");
-                    problems.add(
-                        Problem::error(origin.clone(), message)
-                            .with_help("name one file_storage in service.extensions"),
-                    );
+                    let problem = Problem::error(origin.clone(), message);
+                    problems.add(problem.with_help("name one file_storage in service.extensions"));
                 }
                 directory_of = Some(id.clone());
                 resolved.data_dir = Some(DataDirSetting { path: path.clone(), origin: origin.clone() });
@@ -152,7 +153,7 @@ pub fn resolve_extensions(written: &mut Written, problems: &mut Problems) -> Ext
                     path: path.clone().unwrap_or(default.path),
                 };
             }
-            Some(Extension::FileStorage { directory: None }) | None => {}
+            None => {}
         }
     }
     resolved
