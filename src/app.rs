@@ -1,16 +1,220 @@
 //! Start and stop order of one process.
+//!
+//! Start: logs, metrics, ports, data directory (recovery; `/livez` answers meanwhile), exporters, delivery, receivers,
+//! ready. Stop: not ready, `linger` with open receivers, receivers closed and their requests answered, queues
+//! drained until the deadline, a last checkpoint.
 
-use crate::config::Plan;
+mod build;
+mod limits;
+mod observe;
+
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, Health, Phase};
+use crate::config::{LogEncoding, Plan, ShutdownPlan};
+use crate::pipeline::Drain;
+use crate::queue::Budget;
+use crate::receivers::listen::BindError;
+use crate::storage::{Options, RealDisk, Store, StoreError};
+use crate::telemetry;
+
+/// How often the embedded default says that nothing leaves this machine.
+const REMIND_EVERY: Duration = Duration::from_secs(60);
+/// Blocking work: large bodies, cold reads, large compressions.
+const BLOCKING_THREADS_MAX: usize = 16;
+/// Exit code after a second signal.
+const EXIT_AT_ONCE: i32 = 130;
 
 /// Why the process could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("this build cannot run a plan yet")]
-    NotBuilt,
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("{error}{}", hint(error))]
+    Store {
+        #[from]
+        error: StoreError,
+    },
+    #[error("exporters.{id}: {reason}")]
+    Exporter { id: String, reason: String },
+    #[error("failed to set up the process: {0}")]
+    Setup(String),
+}
+
+fn hint(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Io { cause, .. } => match cause.kind() {
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                "; give this user a directory that it may write, with --data-dir or FOREBAY_DATA_DIR"
+            }
+            std::io::ErrorKind::NotADirectory => "; a file is in the way: choose another --data-dir",
+            std::io::ErrorKind::StorageFull => "; free some space on that file system, or choose another --data-dir",
+            _ => "",
+        },
+        _ => "",
+    }
 }
 
 /// Runs a plan until it is told to stop.
-pub fn run(_plan: Plan, _data_dir: PathBuf) -> Result<(), Error> {
-    Err(Error::NotBuilt)
+pub fn run(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
+    let encoding = match plan.telemetry.log_encoding {
+        LogEncoding::Console => telemetry::LogEncoding::Console,
+        LogEncoding::Json => telemetry::LogEncoding::Json,
+    };
+    telemetry::init_logs(plan.telemetry.log_level, encoding);
+    runtime()?.block_on(start(plan, data_dir))
+}
+
+fn runtime() -> Result<Runtime, Error> {
+    // Follows the processor quota of the cgroup.
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    Builder::new_multi_thread()
+        .worker_threads(workers)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Setup(error.to_string()))
+}
+
+async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
+    let setup = |error: &dyn std::fmt::Display| Error::Setup(error.to_string());
+    let mut stop_signals = StopSignals::new().map_err(|error| setup(&error))?;
+    let handle = telemetry::install_metrics().map_err(|error| setup(&error))?;
+    telemetry::observe_process();
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(telemetry::UPKEEP_EVERY).await;
+            upkeep.run_upkeep();
+        }
+    });
+
+    let pages_end = CancellationToken::new();
+    let health = Arc::new(Health::default());
+    let page = admin::health_page(&plan.health.endpoint, &plan.health.path, Arc::clone(&health)).await?;
+    tracing::info!(addresses = ?page.addresses(), "health endpoint");
+    page.serve(&pages_end);
+    let figures = observe::Figures::default();
+    if let Some(endpoint) = &plan.telemetry.metrics_endpoint {
+        let refreshed = figures.clone();
+        let page = admin::metrics_page(endpoint, handle, move || refreshed.refresh()).await?;
+        tracing::info!(addresses = ?page.addresses(), "metrics page");
+        page.serve(&pages_end);
+    }
+    let receivers = build::bind_receivers(&plan).await?;
+
+    let memory = limits::Memory::new(plan.memory_limit_bytes, plan.exporters.len());
+    let options = Options {
+        max_size_bytes: plan.queue.max_size_bytes,
+        tail_bytes_max: memory.tail_bytes,
+        syncs_per_second_max: plan.max_syncs_per_second,
+        ..Options::default()
+    };
+    let dir = data_dir.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        Store::open(Arc::new(RealDisk), &dir, &options, Arc::new(observe::StorageObserver))
+    });
+    let (store, report) = opening.await.map_err(|error| setup(&error))??;
+    let store = Arc::new(store);
+    observe::log_recovery(&data_dir, &store, &report);
+
+    let drain = Drain::default();
+    let deliveries = TaskTracker::new();
+    let built = build::build(&plan, &data_dir, &store, &memory, &drain, &deliveries)?;
+    let budget = Budget::new(memory.intake_bytes);
+    figures.set(Arc::clone(&store), budget.clone(), built.subscriptions);
+    health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, &budget));
+
+    let receivers_end = CancellationToken::new();
+    let serving = TaskTracker::new();
+    for (bound, router) in receivers.into_iter().zip(built.routers) {
+        tracing::info!(grpc = ?bound.grpc_addresses(), http = ?bound.http_addresses(), "receiving");
+        serving.spawn(bound.serve(Arc::new(router), budget.clone(), receivers_end.clone()));
+    }
+    serving.close();
+    deliveries.close();
+    health.set_phase(Phase::Running);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %data_dir.display(), "ready");
+    if !built.leaves_machine {
+        remind(built.local_paths);
+    }
+
+    stop_signals.next().await;
+    tokio::spawn(async move {
+        stop_signals.next().await;
+        tracing::warn!("a second signal: exiting at once; what was acknowledged is on disk");
+        std::process::exit(EXIT_AT_ONCE);
+    });
+    stop(&plan.shutdown, &health, &receivers_end, &serving, &drain, &deliveries).await;
+    let closing = Arc::clone(&store);
+    tokio::task::spawn_blocking(move || closing.close()).await.map_err(|error| setup(&error))?;
+    observe::log_left_behind(&data_dir, &store);
+    pages_end.cancel();
+    Ok(())
+}
+
+async fn stop(
+    plan: &ShutdownPlan,
+    health: &Health,
+    receivers_end: &CancellationToken,
+    serving: &TaskTracker,
+    drain: &Drain,
+    deliveries: &TaskTracker,
+) {
+    let deadline = tokio::time::Instant::now() + plan.deadline;
+    health.set_phase(Phase::Stopping);
+    tracing::info!(linger_s = plan.linger.as_secs_f64(), deadline_s = plan.deadline.as_secs_f64(), "stopping");
+    tokio::time::sleep_until((tokio::time::Instant::now() + plan.linger).min(deadline)).await;
+    receivers_end.cancel();
+    if tokio::time::timeout_at(deadline, serving.wait()).await.is_err() {
+        tracing::warn!("connections are still open at the deadline; their requests were not acknowledged");
+    }
+    drain.drain.cancel();
+    if tokio::time::timeout_at(deadline, deliveries.wait()).await.is_err() {
+        tracing::warn!(
+            "the queues are not drained at the deadline; what is left is kept and sent after the next start"
+        );
+    }
+    drain.abort.cancel();
+    deliveries.wait().await;
+}
+
+/// Says every minute that the data stays here, lest somebody relies on it arriving elsewhere.
+fn remind(local_paths: Vec<PathBuf>) {
+    tokio::spawn(async move {
+        loop {
+            tracing::warn!(
+                files = ?local_paths,
+                "no exporter sends anything to another machine: what arrives is kept here; \
+                 configure an otlp_http or otlp_grpc exporter to send it on"
+            );
+            tokio::time::sleep(REMIND_EVERY).await;
+        }
+    });
+}
+
+/// SIGTERM and SIGINT.
+struct StopSignals {
+    terminate: UnixSignal,
+    interrupt: UnixSignal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<StopSignals> {
+        Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

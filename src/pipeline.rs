@@ -131,7 +131,7 @@ impl Destination {
 }
 
 /// Runs the delivery of one queue to one destination until `stop` says otherwise.
-pub async fn run(signal: Signal, subscription: Arc<Subscription>, destination: Arc<Destination>, stop: Drain) {
+pub async fn run(subscription: Arc<Subscription>, destination: Arc<Destination>, stop: Drain) {
     let tasks = TaskTracker::new();
     loop {
         tokio::select! {
@@ -147,7 +147,6 @@ pub async fn run(signal: Signal, subscription: Arc<Subscription>, destination: A
         };
         let Ok(slot) = slot else { break };
         let work = deliver::Delivery {
-            signal,
             subscription: Arc::clone(&subscription),
             destination: Arc::clone(&destination),
             draining: stop.drain.clone(),

@@ -6,9 +6,11 @@
 //! | `otlp/http`, `otlp/grpc` | the two transports: framing, statuses, nothing else |
 //! | `body` | bodies within their limit and the memory budget, in bounded time |
 //! | `ingest` | inflate, validate, offer: the same for both transports |
+//! | `listen` | opening ports, with errors that say what to do |
 //! | `status` | `google.rpc.Status` in both encodings |
 
 pub mod body;
 pub mod ingest;
+pub mod listen;
 pub mod otlp;
 pub mod status;

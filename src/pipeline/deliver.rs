@@ -19,7 +19,6 @@ const ATTEMPTS_WHILE_OTHERS_PASS_MAX: u32 = 5;
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Delivery {
-    pub signal: Signal,
     pub subscription: Arc<Subscription>,
     pub destination: Arc<Destination>,
     pub draining: CancellationToken,
@@ -61,10 +60,13 @@ impl Delivery {
                 grown = self.grow(&mut lease, limits, is_small) => grown?,
             }
         }
+        let signal = lease.records().first().and_then(|record| Signal::from_u8(record.signal)).ok_or_else(|| {
+            std::io::Error::new(std::io::ErrorKind::InvalidData, "a record has a signal of another version")
+        })?;
         let excess = most.saturating_sub(memory_share(raw_bytes(&lease), &self.destination));
         drop(memory.split(excess as usize));
         Ok(Some(Leased {
-            signal: self.signal,
+            signal,
             destination: Arc::clone(&self.destination),
             lease,
             memory: Some(memory),

@@ -110,7 +110,7 @@ fn destination(exporter: &Arc<Scripted>, consumers: usize) -> Arc<Destination> {
 async fn deliver(log: &Arc<Log>, destination: &Arc<Destination>, until: impl Fn() -> bool) -> Arc<Subscription> {
     let subscription = Subscription::new(Arc::clone(log), "x");
     let stop = Drain::default();
-    let running = tokio::spawn(run(Signal::Traces, Arc::clone(&subscription), Arc::clone(destination), stop.clone()));
+    let running = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(destination), stop.clone()));
     let done = async {
         while !until() {
             tokio::time::sleep(Duration::from_millis(2)).await;

@@ -2,7 +2,6 @@
 
 mod grpc;
 mod http;
-mod listen;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,9 +17,10 @@ use crate::telemetry::ReceiverMetrics;
 
 use super::body::BodyLimits;
 use super::ingest::Ingest;
+use super::listen;
 
+pub use super::listen::BindError;
 pub use http::Cors;
-pub use listen::BindError;
 
 pub const GRPC_ENDPOINT_DEFAULT: &str = "localhost:4317";
 pub const HTTP_ENDPOINT_DEFAULT: &str = "localhost:4318";

@@ -1,0 +1,156 @@
+//! From the plan to running parts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use crate::config::components::ReceiverSettings;
+use crate::config::{ExporterPlan, Plan, StartAt as PlannedStart};
+use crate::exporters::Settings as ExporterSettings;
+use crate::pipeline::{self, BatchPolicy, Destination, Drain, RetryPolicy};
+use crate::queue::{Router, Subscription};
+use crate::receivers::otlp::{self, Bound};
+use crate::settings::Sizer;
+use crate::storage::{Log, StartAt, Store};
+use crate::telemetry::ExporterMetrics;
+
+use super::Error;
+use super::limits::Memory;
+use super::observe::{ExporterMeter, Observed};
+
+/// What runs, for those who watch it.
+pub struct Built {
+    /// One per receiver, in the plan's order.
+    pub routers: Vec<Router>,
+    pub subscriptions: Vec<Observed>,
+    pub leaves_machine: bool,
+    /// Files of `file` exporters.
+    pub local_paths: Vec<PathBuf>,
+}
+
+/// Opens every receiver's ports, in the plan's order.
+pub async fn bind_receivers(plan: &Plan) -> Result<Vec<Bound>, Error> {
+    let mut bound = Vec::new();
+    for receiver in &plan.receivers {
+        let ReceiverSettings::Otlp(settings) = &receiver.settings;
+        bound.push(otlp::bind(&receiver.id, settings.clone()).await?);
+    }
+    Ok(bound)
+}
+
+/// Opens the queues, builds the exporters and starts delivery.
+pub fn build(
+    plan: &Plan,
+    data_dir: &Path,
+    store: &Store,
+    memory: &Memory,
+    drain: &Drain,
+    deliveries: &TaskTracker,
+) -> Result<Built, Error> {
+    let mut leaves_machine = false;
+    let mut local_paths = Vec::new();
+    let mut destinations: BTreeMap<&str, (&ExporterPlan, Arc<Destination>)> = BTreeMap::new();
+    for exporter in &plan.exporters {
+        let mut settings = exporter.settings.clone();
+        settings.resolve(data_dir);
+        if let Some(bytes) = exporter.max_request_bytes {
+            settings.set_max_request_bytes(bytes);
+        }
+        if let ExporterSettings::File(file) = &settings {
+            local_paths.push(file.path.clone());
+        }
+        let built = settings
+            .build(&exporter.id)
+            .map_err(|error| Error::Exporter { id: exporter.id.clone(), reason: error.0 })?;
+        leaves_machine |= built.leaves_machine();
+        let destination = Destination::new(
+            &exporter.id,
+            built,
+            retry_policy(exporter),
+            batch_policy(exporter),
+            exporter.sending_queue.num_consumers,
+            memory.delivery_bytes,
+            Arc::new(ExporterMeter(ExporterMetrics::new(&exporter.id))),
+        );
+        destinations.insert(&exporter.id, (exporter, destination));
+    }
+
+    let mut routers: Vec<Router> = plan.receivers.iter().map(|_| Router::new()).collect();
+    let mut subscriptions = Vec::new();
+    let mut planned: BTreeMap<&str, &'static str> = BTreeMap::new();
+    for pipeline in &plan.pipelines {
+        let exporters: Vec<_> = pipeline.exporters.iter().filter_map(|id| destinations.get(id.as_str())).collect();
+        let cursors: Vec<(String, StartAt)> = exporters
+            .iter()
+            .map(|(exporter, _)| {
+                let start = match exporter.start_at {
+                    PlannedStart::End => StartAt::End,
+                    PlannedStart::Beginning => StartAt::Beginning,
+                };
+                (exporter.cursor_id.clone(), start)
+            })
+            .collect();
+        let log = store.queue(&pipeline.queue_id, &cursors)?;
+        planned.insert(&pipeline.queue_id, pipeline.signal.name());
+        for (receiver, router) in plan.receivers.iter().zip(&mut routers) {
+            if pipeline.receivers.contains(&receiver.id) {
+                router.add(pipeline.signal, Arc::clone(&log));
+            }
+        }
+    }
+    // Queues of pipelines that are gone go on draining to exporters that are still here.
+    for log in store.queues() {
+        let signal = planned.get(log.id()).copied();
+        for cursor in log.status().cursors {
+            let exporter = destinations.values().find(|(exporter, _)| exporter.cursor_id == cursor.name);
+            match exporter {
+                Some((_, destination)) => {
+                    let subscription = Subscription::new(Arc::clone(&log), &cursor.name);
+                    deliveries.spawn(pipeline::run(Arc::clone(&subscription), Arc::clone(destination), drain.clone()));
+                    let destination = Arc::clone(destination);
+                    subscriptions.push(Observed { signal: signal.unwrap_or("orphan"), subscription, destination });
+                }
+                None => warn_orphan(&log, &cursor.name, cursor.backlog_records),
+            }
+        }
+        if signal.is_none() {
+            tracing::warn!(queue = log.id(), "no pipeline feeds this queue any more; what it holds is still delivered");
+        }
+    }
+    Ok(Built { routers, subscriptions, leaves_machine, local_paths })
+}
+
+fn warn_orphan(log: &Log, cursor: &str, backlog_records: u64) {
+    tracing::warn!(
+        queue = log.id(),
+        exporter = cursor,
+        backlog_records,
+        "this exporter is not configured any more; its backlog is kept (a typo must not delete data) and takes space"
+    );
+}
+
+fn retry_policy(exporter: &ExporterPlan) -> RetryPolicy {
+    let retry = &exporter.retry;
+    RetryPolicy {
+        enabled: retry.enabled,
+        initial_interval: retry.initial_interval,
+        max_interval: retry.max_interval,
+        multiplier: retry.multiplier,
+        randomization_factor: retry.randomization_factor,
+        max_elapsed_time: retry.max_elapsed_time.unwrap_or(Duration::ZERO),
+    }
+}
+
+fn batch_policy(exporter: &ExporterPlan) -> BatchPolicy {
+    let limits = &exporter.sending_queue.batch;
+    // Sizes in other units than items leave the bounds to bytes, which always hold.
+    match limits.sizer {
+        Sizer::Items => {
+            BatchPolicy { min_items: limits.min_size, max_items: limits.max_size, flush_timeout: limits.flush_timeout }
+        }
+        _ => BatchPolicy { flush_timeout: limits.flush_timeout, ..BatchPolicy::default() },
+    }
+}

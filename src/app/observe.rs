@@ -1,0 +1,185 @@
+//! What the process says about itself: counters, gauges, log lines, health checks.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::otlp::Signal;
+use crate::pipeline::{Destination, Meter};
+use crate::queue::{Budget, Subscription};
+use crate::storage::Store;
+use crate::storage::log::{Lost, Observer};
+use crate::storage::store::OpenReport;
+use crate::telemetry::{self, BacklogFigures, ExporterMetrics};
+
+/// Room that `/readyz?capacity=1` asks for.
+const CAPACITY_PROBE_BYTES: u64 = 64 << 10;
+
+/// Storage's outcomes as counters and log lines.
+pub struct StorageObserver;
+
+impl Observer for StorageObserver {
+    fn synced(&self, queue: &str, took: Duration, records: u64, bytes: u64) {
+        telemetry::synced(queue, took, records, bytes);
+    }
+
+    fn failed(&self, queue: &str, operation: &'static str, error: &std::io::Error) {
+        telemetry::storage_failed(queue, operation);
+        tracing::error!(queue, operation, %error, "storage failed to {operation}; nothing acknowledged is lost");
+    }
+
+    fn damaged(&self, queue: &str, lost: &Lost) {
+        let records = lost.sequences.end.saturating_sub(lost.sequences.start);
+        telemetry::storage_damaged(queue, records, lost.bytes);
+        tracing::error!(
+            queue, segment = format!("{:016x}", lost.segment_id), offset = lost.offset, bytes = lost.bytes,
+            records, reason = %lost.reason, "durable records are damaged and lost; later ones go on"
+        );
+    }
+}
+
+/// One exporter's counters.
+pub struct ExporterMeter(pub ExporterMetrics);
+
+impl Meter for ExporterMeter {
+    fn sent(&self, _exporter: &str, signal: Signal, items: u64) {
+        self.0.sent(signal as usize - 1, items);
+    }
+    fn rejected(&self, _exporter: &str, signal: Signal, items: u64) {
+        self.0.rejected(signal as usize - 1, items);
+    }
+    fn failed(&self, _exporter: &str, signal: Signal, items: u64) {
+        self.0.send_failed(signal as usize - 1, items);
+    }
+    fn held(&self, _exporter: &str, signal: Signal, items: u64) {
+        self.0.held(signal as usize - 1, items);
+    }
+    fn in_flight(&self, _exporter: &str, requests: i64) {
+        self.0.in_flight(requests);
+    }
+}
+
+/// One exporter's part of one queue.
+#[derive(Clone)]
+pub struct Observed {
+    pub signal: &'static str,
+    pub subscription: Arc<Subscription>,
+    pub destination: Arc<Destination>,
+}
+
+struct Sources {
+    store: Arc<Store>,
+    budget: Budget,
+    observed: Vec<Observed>,
+}
+
+/// Gauges that are read off the running parts before each scrape.
+#[derive(Clone, Default)]
+pub struct Figures(Arc<Mutex<Option<Sources>>>);
+
+impl Figures {
+    pub fn set(&self, store: Arc<Store>, budget: Budget, observed: Vec<Observed>) {
+        *self.0.lock() = Some(Sources { store, budget, observed });
+    }
+
+    pub fn refresh(&self) {
+        telemetry::observe_process();
+        let sources = self.0.lock();
+        let Some(Sources { store, budget, observed }) = &*sources else { return };
+        telemetry::storage_space(store.space().allocated_bytes(), store.space().max_bytes());
+        telemetry::memory(budget.used_bytes(), budget.limit_bytes());
+        let statuses: Vec<_> = store.queues().iter().map(|log| (log.id().to_owned(), log.status())).collect();
+        for Observed { signal, subscription, destination } in observed {
+            let status = statuses.iter().find(|(queue, _)| queue == subscription.queue()).map(|(_, status)| status);
+            let cursor = status.and_then(|status| status.cursors.iter().find(|c| c.name == subscription.cursor()));
+            let figures = BacklogFigures {
+                records: cursor.map_or(0, |cursor| cursor.backlog_records),
+                bytes: cursor.map_or(0, |cursor| cursor.backlog_bytes),
+                held_ranges: subscription.status().held_ranges as u64,
+                retry_delay: destination.clock.status().delay,
+            };
+            telemetry::backlog(subscription.queue(), &destination.id, signal, &figures);
+        }
+    }
+}
+
+pub fn disk_check(store: &Arc<Store>) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
+    let store = Arc::clone(store);
+    move || match store.queues().iter().find_map(|log| log.failure()) {
+        Some(failure) => Err(format!("the disk failed: {failure}")),
+        None => Ok(()),
+    }
+}
+
+pub fn capacity_check(store: &Arc<Store>, budget: &Budget) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
+    let (store, budget) = (Arc::clone(store), budget.clone());
+    move || {
+        if budget.try_reserve(CAPACITY_PROBE_BYTES).is_none() {
+            return Err("memory for requests is used up".to_owned());
+        }
+        store
+            .queues()
+            .iter()
+            .try_for_each(|log| log.reserve(CAPACITY_PROBE_BYTES).map(drop))
+            .map_err(|full| full.to_string())
+    }
+}
+
+/// What opening the data directory found, loss loudest.
+pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
+    let space = store.space();
+    tracing::info!(
+        data_dir = %data_dir.display(), generation = report.generation, queues = report.queues.len(),
+        capacity_bytes = space.max_bytes(), segment_bytes = store.segment_bytes(), "data directory opened"
+    );
+    match volume_kind(space.kind()) {
+        None => {}
+        Some(kind) => tracing::warn!(
+            data_dir = %data_dir.display(), kind,
+            "the data directory is on {kind}: what it promises is what that volume promises"
+        ),
+    }
+    for note in &report.notes {
+        tracing::warn!(%note, "the catalogue was rebuilt from the segments; nothing is lost, some data may be sent twice");
+    }
+    for (queue, found) in &report.queues {
+        if found.records > 0 || found.torn_tail_bytes > 0 {
+            tracing::info!(
+                %queue, records = found.records, segments = found.segments, scanned = found.scanned,
+                torn_tail_bytes = found.torn_tail_bytes, "queue recovered"
+            );
+        }
+        for path in &found.quarantined {
+            tracing::error!(%queue, path = %path.display(), "a segment file was set aside: nothing in it can be read");
+        }
+        for cursor in &found.cursors_beyond_end {
+            tracing::warn!(%queue, exporter = %cursor, "the cursor stood beyond the end of the queue; new records get higher numbers");
+        }
+    }
+}
+
+/// Volumes on which a sync promises less than on a disk.
+fn volume_kind(kind: u64) -> Option<&'static str> {
+    match kind {
+        0x0102_1994 => Some("tmpfs (gone with the machine)"),
+        0x794c_7630 => Some("overlay (gone with the container)"),
+        0x6969 => Some("NFS (as durable as its server)"),
+        _ => None,
+    }
+}
+
+pub fn log_left_behind(data_dir: &Path, store: &Store) {
+    let mut behind = 0;
+    for log in store.queues() {
+        for cursor in log.status().cursors.iter().filter(|cursor| cursor.backlog_records > 0) {
+            behind += cursor.backlog_records;
+            tracing::info!(
+                queue = log.id(), exporter = %cursor.name, records = cursor.backlog_records,
+                "left in the queue; sent after the next start"
+            );
+        }
+    }
+    tracing::info!(records = behind, data_dir = %data_dir.display(), "stopped");
+}
