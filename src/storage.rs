@@ -56,12 +56,4 @@ pub struct Durable {
 }
 
 #[cfg(test)]
-impl Durable {
-    /// For tests of the receivers, which need an answer and no disk.
-    pub(crate) fn for_test() -> Durable {
-        Durable { _sealed: () }
-    }
-}
-
-#[cfg(test)]
 mod tests;

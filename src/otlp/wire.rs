@@ -206,10 +206,8 @@ impl Scanner<'_> {
                                 });
                             }
                         }
-                        Kind::Text => {
-                            if simdutf8::basic::from_utf8(&self.bytes[start..stop]).is_err() {
-                                return Err(WireError::new(start, "text that is not UTF-8").within(field.name));
-                            }
+                        Kind::Text if simdutf8::basic::from_utf8(&self.bytes[start..stop]).is_err() => {
+                            return Err(WireError::new(start, "text that is not UTF-8").within(field.name));
                         }
                         Kind::Id if number <= 2 => {
                             let id = &self.bytes[start..stop];

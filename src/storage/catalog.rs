@@ -19,12 +19,15 @@ pub struct CatalogError {
     pub reason: String,
 }
 
+/// A key and its value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
 /// One change: the row's new value, or None to delete it.
 pub type Change = (Vec<u8>, Option<Vec<u8>>);
 
 /// A small ordered store of rows. Called from one thread.
 pub trait Catalog: Send {
-    fn load(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CatalogError>;
+    fn load(&mut self) -> Result<Vec<Row>, CatalogError>;
     /// Applies all changes at once; durable when it returns.
     fn commit(&mut self, changes: &[Change]) -> Result<(), CatalogError>;
 }
@@ -163,7 +166,7 @@ pub struct QueueContents {
 
 impl Contents {
     /// Rows that cannot be read are named in the error list and left out: recovery then scans instead.
-    pub fn from_rows(rows: &[(Vec<u8>, Vec<u8>)]) -> (Contents, Vec<String>) {
+    pub fn from_rows(rows: &[Row]) -> (Contents, Vec<String>) {
         let mut contents = Contents::default();
         let mut errors = Vec::new();
         for (key, value) in rows {

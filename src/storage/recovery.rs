@@ -148,7 +148,7 @@ fn open_segment(
     report: &mut QueueReport,
 ) -> Result<Option<Found>, StoreError> {
     let file = disk.open(path).map_err(StoreError::io("open", path))?;
-    let allocated_bytes = file.len().map_err(StoreError::io("measure", path))?;
+    let allocated_bytes = file.size().map_err(StoreError::io("measure", path))?;
     let mut page = vec![0; HEADER_PAGE_LEN as usize];
     let read = file.read_at(&mut page, 0).map_err(StoreError::io("read", path))?;
     page.truncate(read);

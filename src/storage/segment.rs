@@ -227,7 +227,7 @@ impl Scanner {
 
 /// Scans the whole segment without keeping payloads.
 pub fn scan_all(file: &Arc<dyn DiskFile>, identity: Identity) -> io::Result<ScanResult> {
-    let end = file.len()?;
+    let end = file.size()?;
     let mut scanner = Scanner::new(Arc::clone(file), identity, HEADER_PAGE_LEN, end);
     let mut result = ScanResult { valid_end: HEADER_PAGE_LEN, ..ScanResult::default() };
     loop {

@@ -47,7 +47,15 @@ impl Space {
         let space = disk.space(&path)?;
         let floor_bytes = (space.total_bytes / 100 * FREE_SHARE_PERCENT).min(FREE_FLOOR_BYTES_MAX);
         let max_bytes = max_bytes.unwrap_or((space.available_bytes / 2).min(DEFAULT_MAX_SIZE_BYTES));
-        Ok(Space { disk, path, max_bytes, floor_bytes, kind: space.kind, allocated_bytes: AtomicU64::new(0), reading: Mutex::new(None) })
+        Ok(Space {
+            disk,
+            path,
+            max_bytes,
+            floor_bytes,
+            kind: space.kind,
+            allocated_bytes: AtomicU64::new(0),
+            reading: Mutex::new(None),
+        })
     }
 
     /// Type number of the file system, as `statfs` gives it.

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::catalog::{
-    self, Catalog, CatalogError, Change, Contents, CursorRow, META_KEY, MetaRow, QueueContents, SledCatalog,
+    self, Catalog, CatalogError, Change, Contents, CursorRow, META_KEY, MetaRow, QueueContents, Row, SledCatalog,
 };
 use super::cursor::{PERSISTED_RANGES_MAX, StartAt};
 use super::disk::Disk;
@@ -429,7 +429,7 @@ fn open_or_rebuild(
     dir: &Path,
     open_catalog: &OpenCatalog,
     report: &mut OpenReport,
-) -> Result<(Box<dyn Catalog>, Vec<(Vec<u8>, Vec<u8>)>), StoreError> {
+) -> Result<(Box<dyn Catalog>, Vec<Row>), StoreError> {
     let path = dir.join("catalog");
     let open = || {
         let mut catalog = open_catalog(&path)?;

@@ -12,7 +12,11 @@ pub enum LogEncoding {
 pub fn init_logs(level: &str, encoding: LogEncoding) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(format!("{level},h2=warn,hyper=warn,rustls=warn,sled=warn")));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // Only the first call can succeed; a test process calls it many times.
     let _ = match encoding {
         LogEncoding::Console => builder.try_init(),

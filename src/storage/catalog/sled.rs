@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Catalog, CatalogError, Change, ROW_LEN_MAX};
+use super::{Catalog, CatalogError, Change, ROW_LEN_MAX, Row};
 
 const CACHE_BYTES: u64 = 4 << 20;
 /// Opening a healthy catalogue takes milliseconds; a corrupt one may hang.
@@ -93,7 +93,7 @@ impl SledCatalog {
 }
 
 impl Catalog for SledCatalog {
-    fn load(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CatalogError> {
+    fn load(&mut self) -> Result<Vec<Row>, CatalogError> {
         guarded("read", || {
             let mut rows = Vec::new();
             // Collecting stops at the first error, which sled's iterator would repeat for ever.

@@ -149,7 +149,7 @@ fn ensure_active(inner: &Inner, needed: u64) -> Result<(u64, u64), WriteError> {
         }
     };
     drop(making);
-    let allocated_bytes = file.len().map_err(WriteError::during("measure"))?;
+    let allocated_bytes = file.size().map_err(WriteError::during("measure"))?;
     let mut state = inner.state.lock();
     let id = identity.id;
     state.segments.insert(

@@ -1,0 +1,172 @@
+//! What the tests of the whole process share: a child that is always ended, a sink that remembers, a client.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::post;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use parking_lot::Mutex;
+use prost::Message;
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Ports that were free a moment ago, all different.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners: Vec<TcpListener> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    std::array::from_fn(|index| listeners[index].local_addr().expect("address").port())
+}
+
+pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A running `forebay`; killed when dropped.
+pub struct Forebay {
+    child: Child,
+    pub health_port: u16,
+}
+
+impl Forebay {
+    pub fn start(config: &Path, data_dir: &Path, health_port: u16, log: &Path) -> Forebay {
+        let log = std::fs::File::options().create(true).append(true).open(log).expect("log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .arg("run")
+            .arg("--config")
+            .arg(config)
+            .arg("--data-dir")
+            .arg(data_dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("forebay starts");
+        Forebay { child, health_port }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("reaped");
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(name).arg(self.pid().to_string()).status().expect("kill runs");
+        assert!(status.success());
+    }
+
+    pub fn has_exited(&mut self) -> Option<i32> {
+        self.child.try_wait().expect("waited").map(|status| status.code().unwrap_or(-1))
+    }
+
+    /// SIGTERM, and its exit code.
+    pub async fn stop(mut self) -> i32 {
+        self.signal("-TERM");
+        let mut code = None;
+        eventually("the process ends after SIGTERM", async || {
+            code = self.has_exited();
+            code.is_some()
+        })
+        .await;
+        code.unwrap_or(-1)
+    }
+
+    pub async fn ready(&self, client: &reqwest::Client) {
+        let url = format!("http://127.0.0.1:{}/readyz", self.health_port);
+        eventually("ready", async || client.get(&url).send().await.is_ok_and(|r| r.status().is_success())).await;
+    }
+}
+
+impl Drop for Forebay {
+    fn drop(&mut self) {
+        // Already reaped in the ordinary case.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a sink has taken: span name → (times seen, encoded span).
+pub type Taken = BTreeMap<String, (u64, Vec<u8>)>;
+
+#[derive(Default)]
+pub struct Sink {
+    pub taken: Mutex<Taken>,
+    pub requests: AtomicU64,
+    /// Every n-th request is answered 503 (0: none).
+    pub fail_every: AtomicU64,
+}
+
+impl Sink {
+    /// Serves OTLP/HTTP traces on a port of its own.
+    pub async fn start() -> (Arc<Sink>, SocketAddr) {
+        let sink = Arc::new(Sink::default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("address");
+        let router = Router::new()
+            .route("/v1/traces", post(take))
+            .layer(axum::extract::DefaultBodyLimit::max(256 << 20))
+            .with_state(Arc::clone(&sink));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (sink, address)
+    }
+}
+
+async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> StatusCode {
+    let number = sink.requests.fetch_add(1, Ordering::SeqCst) + 1;
+    let fail_every = sink.fail_every.load(Ordering::SeqCst);
+    if fail_every > 0 && number.is_multiple_of(fail_every) {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
+    let mut taken = sink.taken.lock();
+    let spans = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
+    for span in spans {
+        let entry = taken.entry(span.name.clone()).or_insert_with(|| (0, span.encode_to_vec()));
+        entry.0 += 1;
+        assert_eq!(entry.1, span.encode_to_vec(), "one name, one span");
+    }
+    StatusCode::OK
+}
+
+/// A span that is known by its name, with content that follows from it.
+pub fn span(name: &str) -> Span {
+    let mut id = [0; 16];
+    id[..8]
+        .copy_from_slice(&u64::from(crc32c::crc32c(name.as_bytes())).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    id[8] = 1;
+    Span {
+        trace_id: id.to_vec(),
+        span_id: id[..8].iter().map(|byte| byte | 1).collect(),
+        name: name.to_owned(),
+        trace_state: name.repeat(20),
+        start_time_unix_nano: 1,
+        end_time_unix_nano: 2,
+        ..Span::default()
+    }
+}
+
+pub fn request(names: &[String]) -> Vec<u8> {
+    let spans = names.iter().map(|name| span(name)).collect();
+    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
+    ExportTraceServiceRequest { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
+        .encode_to_vec()
+}
