@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use support::{Forebay, Sink, Taken, eventually, free_ports, request, span};
+use support::{Forebay, Sink, Taken, client, eventually, free_ports, request, span};
 
 const CLIENTS: u64 = 4;
 const SPANS_PER_REQUEST: u64 = 5;
@@ -116,7 +116,7 @@ async fn kill_9_at_any_moment_loses_nothing_acknowledged() {
     let (sink, address) = Sink::start().await;
     sink.fail_every.store(7, Ordering::SeqCst);
     let bench = bench(address.port());
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().expect("client");
+    let client = client();
     let ledger = Arc::new(Ledger::default());
     let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..CLIENTS)
@@ -133,8 +133,8 @@ async fn kill_9_at_any_moment_loses_nothing_acknowledged() {
     let forebay = bench.start();
     forebay.ready(&client).await;
     stop.store(true, Ordering::SeqCst);
-    for client in clients {
-        client.await.expect("no panic");
+    for task in clients {
+        task.await.expect("no panic");
     }
     eventually("everything acknowledged is delivered", async || drained(&ledger, &sink).await).await;
     assert_eq!(forebay.stop().await, 0, "{}", bench.log());
@@ -167,7 +167,7 @@ async fn the_harness_catches_a_disk_that_loses_what_was_synced() {
     // Nobody listens at the destination, so what is acknowledged is only in the queue.
     let [dead_port] = free_ports();
     let bench = bench(dead_port);
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().expect("client");
+    let client = client();
     let ledger = Arc::new(Ledger::default());
     let forebay = bench.start();
     forebay.ready(&client).await;

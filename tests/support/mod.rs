@@ -28,6 +28,13 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
     std::array::from_fn(|index| listeners[index].local_addr().expect("address").port())
 }
 
+/// An HTTP client that gives up in bounded time.
+pub fn client() -> reqwest::Client {
+    // The second call in one process finds it installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build().expect("client")
+}
+
 pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
     let started = Instant::now();
     while !condition().await {
