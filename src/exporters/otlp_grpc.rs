@@ -82,7 +82,7 @@ impl Settings {
             endpoint: table.text("endpoint"),
             compression: Compression::read(table),
             headers: table.text_map("headers").unwrap_or_default(),
-            timeout: table.duration("timeout").unwrap_or(TIMEOUT_DEFAULT),
+            timeout: remote::read_timeout(table, TIMEOUT_DEFAULT),
             tls: table.table("tls", tls::Settings::read).unwrap_or_default(),
             ..Settings::default()
         };
