@@ -88,9 +88,9 @@ func main() {
 		counter.Add(ctx, int64(n+1), api.WithAttributes(attribute.Int("n", n)))
 		sent["points"] = append(sent["points"], fmt.Sprintf("interop.counter n=%d value=%d", n, n+1))
 		var record log.Record
-		record.SetBody(log.StringValue(fmt.Sprintf("record-%d", n)))
+		record.SetBody(attribute.StringValue(fmt.Sprintf("record-%d", n)))
 		record.SetSeverity(log.SeverityInfo)
-		record.AddAttributes(log.Int("n", n))
+		record.AddAttributes(attribute.Int("n", n))
 		logger.Emit(ctx, record)
 		sent["logs"] = append(sent["logs"], fmt.Sprintf("record-%d n=%d", n, n))
 	}
