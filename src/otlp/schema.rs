@@ -89,6 +89,8 @@ const fn field(number: u32, name: &'static str, json: &'static str, kind: Kind) 
 
 /// Field numbers are below this in every OTLP message.
 const NUMBER_END: usize = 17;
+/// No message has more fields than this.
+pub const FIELDS_MAX: usize = NUMBER_END - 1;
 
 #[derive(Debug)]
 pub struct Message {
@@ -107,6 +109,11 @@ impl Message {
             at += 1;
         }
         Message { name, fields, by_number }
+    }
+
+    /// Where in `fields` the field of that number stands.
+    pub fn place(&self, number: u32) -> Option<usize> {
+        usize::from(*self.places.get(number as usize)?).checked_sub(1)
     }
 
     #[inline]

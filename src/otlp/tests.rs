@@ -350,3 +350,25 @@ fn a_json_error_names_line_column_and_field() {
         "{error}"
     );
 }
+
+#[test]
+fn a_million_occurrences_of_a_oneof_are_written_as_json_without_stalling() {
+    // An any-value that says again and again what it is, and each time something else: the last holds.
+    let value: Vec<u8> = [0x10, 0x01, 0x18, 0x07].repeat(500_000);
+    let mut message = value;
+    for number in [5, 2, 2, 1] {
+        let mut outer = Vec::new();
+        put_key(&mut outer, number, 2);
+        put_delimited(&mut outer, &message);
+        message = outer;
+    }
+    assert_eq!(wire::scan(Signal::Logs, &message).expect("valid").items, 1);
+    let started = std::time::Instant::now();
+    let mut line = Vec::new();
+    json::write_json(Signal::Logs, &message, &mut line).expect("writes");
+    assert_eq!(
+        String::from_utf8_lossy(&line),
+        r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"intValue":"7"}}]}]}]}"#
+    );
+    assert!(started.elapsed().as_secs() < 20, "took {:?}", started.elapsed());
+}

@@ -1,21 +1,66 @@
 //! Protobuf → one line of JSON.
 
-use std::borrow::Cow;
 use std::io::Write;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::otlp::schema::{Field, Kind, Message, WireType};
+use crate::otlp::schema::{FIELDS_MAX, Field, Kind, Message, WireType};
 use crate::otlp::wire::{self, WireError};
 
-/// One occurrence of a field: its place among the message's fields, whether it is packed, and where its value lies.
+/// One occurrence of a field: its place among the message's fields, whether it is packed, where its key lies, and
+/// where its value.
 #[derive(Clone, Copy)]
 struct Occurrence {
-    field: &'static Field,
+    place: usize,
     packed: bool,
+    key: usize,
     start: usize,
     end: usize,
+}
+
+/// The known fields of one message, in their order on the wire.
+struct Walk<'a> {
+    message: &'static Message,
+    bytes: &'a [u8],
+    at: usize,
+    depth_left: u32,
+}
+
+impl Walk<'_> {
+    fn next(&mut self) -> Result<Option<Occurrence>, WriteError> {
+        let (bytes, end) = (self.bytes, self.bytes.len());
+        while self.at < end {
+            let key = self.at;
+            let (number, wire_type, next) = wire::key(bytes, key, end)?;
+            let Some(place) = self.message.place(number) else {
+                self.at = wire::skip(bytes, number, wire_type, next, end, self.depth_left)?;
+                continue;
+            };
+            let expected = self.message.fields[place].kind.wire_type();
+            let (start, stop) = match (wire_type, expected) {
+                (2, _) => wire::delimited(bytes, next, end)?,
+                (_, WireType::Varint) => (next, wire::varint(bytes, next, end)?.1),
+                (_, WireType::Fixed64) => (next, next + 8),
+                _ => (next, next + 4),
+            };
+            if stop > end {
+                return Err(WriteError::Cut);
+            }
+            self.at = stop;
+            return Ok(Some(Occurrence { place, packed: wire_type != expected as u8, key, start, end: stop }));
+        }
+        Ok(None)
+    }
+}
+
+/// What a message holds of one field. Nothing is kept per occurrence: a client may send an empty one in two bytes.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    count: usize,
+    /// Where the first occurrence's key lies.
+    first: usize,
+    last: (usize, usize),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +69,8 @@ pub(super) enum WriteError {
     Wire(#[from] Box<WireError>),
     #[error("a stored message is nested too deeply")]
     Depth,
+    #[error("a stored message ends within a number")]
+    Cut,
     #[error("a stored string is not UTF-8")]
     Utf8,
     #[error("{0}")]
@@ -38,79 +85,83 @@ pub(super) fn message(
     out: &mut Vec<u8>,
     depth_left: u32,
 ) -> Result<(), WriteError> {
-    let occurrences = collect(message, bytes, depth_left)?;
+    let slots = survey(message, bytes, depth_left)?;
     out.push(b'{');
     let mut first = true;
-    for field in message.fields {
-        let mut mine = occurrences.iter().filter(|occurrence| occurrence.field.number == field.number).peekable();
-        if mine.peek().is_none() {
+    for (field, slot) in message.fields.iter().zip(slots) {
+        if slot.count == 0 {
             continue;
         }
         if !std::mem::take(&mut first) {
             out.push(b',');
         }
         write!(out, "\"{}\":", field.json)?;
+        let walk = Walk { message, bytes, at: slot.first, depth_left };
         if field.repeated {
-            write_list(mine, bytes, out, depth_left)?;
+            write_list(field, walk, out)?;
+        } else if slot.count > 1 && matches!(field.kind, Kind::Message(_)) {
+            write_value(field, &merged(field, walk)?, out, depth_left)?;
         } else {
-            write_single(field, mine, bytes, out, depth_left)?;
+            // Of anything but a message the last occurrence holds.
+            write_value(field, &bytes[slot.last.0..slot.last.1], out, depth_left)?;
         }
     }
     out.push(b'}');
     Ok(())
 }
 
-/// Every known field's occurrences in order; of a oneof only those of the member that holds.
-fn collect(message: &'static Message, bytes: &[u8], depth_left: u32) -> Result<Vec<Occurrence>, WriteError> {
-    let mut occurrences: Vec<Occurrence> = Vec::new();
-    let end = bytes.len();
-    let mut at = 0;
-    while at < end {
-        let (number, wire_type, next) = wire::key(bytes, at, end)?;
-        let Some(field) = message.field(number) else {
-            at = wire::skip(bytes, number, wire_type, next, end, depth_left)?;
-            continue;
-        };
-        let packed = wire_type != field.kind.wire_type() as u8;
-        let (start, stop) = match (wire_type, field.kind.wire_type()) {
-            (2, _) => wire::delimited(bytes, next, end)?,
-            (_, WireType::Varint) => (next, wire::varint(bytes, next, end)?.1),
-            (_, WireType::Fixed64) => (next, next + 8),
-            _ => (next, next + 4),
-        };
-        if stop > end {
-            return Err(WriteError::Depth);
+/// What each of the message's fields has; of a oneof only the member that holds.
+fn survey(message: &'static Message, bytes: &[u8], depth_left: u32) -> Result<[Slot; FIELDS_MAX], WriteError> {
+    let mut slots = [Slot::default(); FIELDS_MAX];
+    let mut chosen: Option<usize> = None;
+    let mut walk = Walk { message, bytes, at: 0, depth_left };
+    while let Some(Occurrence { place, key, start, end, .. }) = walk.next()? {
+        if message.fields[place].oneof
+            && let Some(replaced) = chosen.replace(place).filter(|other| *other != place)
+        {
+            slots[replaced] = Slot::default();
         }
-        if field.oneof {
-            occurrences.retain(|other| !other.field.oneof || other.field.number == number);
+        let slot = &mut slots[place];
+        if slot.count == 0 {
+            slot.first = key;
         }
-        occurrences.push(Occurrence { field, packed, start, end: stop });
-        at = stop;
+        slot.count += 1;
+        slot.last = (start, end);
     }
-    Ok(occurrences)
+    Ok(slots)
 }
 
-fn write_list<'a>(
-    occurrences: impl Iterator<Item = &'a Occurrence>,
-    bytes: &[u8],
-    out: &mut Vec<u8>,
-    depth_left: u32,
-) -> Result<(), WriteError> {
+/// Messages merge, which is concatenation.
+fn merged(field: &'static Field, mut walk: Walk<'_>) -> Result<Vec<u8>, WriteError> {
+    let mut merged = Vec::new();
+    while let Some(occurrence) = walk.next()? {
+        if walk.message.fields[occurrence.place].number == field.number {
+            merged.extend_from_slice(&walk.bytes[occurrence.start..occurrence.end]);
+        }
+    }
+    Ok(merged)
+}
+
+fn write_list(field: &'static Field, mut walk: Walk<'_>, out: &mut Vec<u8>) -> Result<(), WriteError> {
     out.push(b'[');
     let mut first = true;
-    for occurrence in occurrences {
+    while let Some(occurrence) = walk.next()? {
+        if walk.message.fields[occurrence.place].number != field.number {
+            continue;
+        }
         let mut at = occurrence.start;
         while at < occurrence.end || !occurrence.packed {
-            let stop = match (occurrence.packed, occurrence.field.kind.wire_type()) {
+            let stop = match (occurrence.packed, field.kind.wire_type()) {
                 (false, _) => occurrence.end,
                 (true, WireType::Fixed64) => at + 8,
                 (true, WireType::Fixed32) => at + 4,
-                (true, _) => wire::varint(bytes, at, occurrence.end)?.1,
+                (true, _) => wire::varint(walk.bytes, at, occurrence.end)?.1,
             };
             if !std::mem::take(&mut first) {
                 out.push(b',');
             }
-            write_value(occurrence.field, &bytes[at..stop], out, depth_left)?;
+            let value = walk.bytes.get(at..stop).ok_or(WriteError::Cut)?;
+            write_value(field, value, out, walk.depth_left)?;
             at = stop;
             if !occurrence.packed {
                 break;
@@ -119,28 +170,6 @@ fn write_list<'a>(
     }
     out.push(b']');
     Ok(())
-}
-
-/// The last occurrence holds; messages merge, which is concatenation.
-fn write_single<'a>(
-    field: &'static Field,
-    occurrences: impl Iterator<Item = &'a Occurrence>,
-    bytes: &[u8],
-    out: &mut Vec<u8>,
-    depth_left: u32,
-) -> Result<(), WriteError> {
-    let mut value: Cow<'_, [u8]> = Cow::Borrowed(&[]);
-    let mut count = 0;
-    for occurrence in occurrences {
-        let range = &bytes[occurrence.start..occurrence.end];
-        count += 1;
-        if count > 1 && matches!(field.kind, Kind::Message(_)) {
-            value.to_mut().extend_from_slice(range);
-        } else {
-            value = Cow::Borrowed(range);
-        }
-    }
-    write_value(field, &value, out, depth_left)
 }
 
 fn write_value(field: &'static Field, value: &[u8], out: &mut Vec<u8>, depth_left: u32) -> Result<(), WriteError> {
