@@ -190,21 +190,20 @@ async fn every_http_error_is_a_status_in_the_requests_encoding() {
         assert_eq!(not_found.status(), StatusCode::NOT_FOUND);
         assert!(status_message(not_found).await.contains("/v1/nothing"));
 
-        let no_pipeline =
-            bench
-                .post(
-                    "/v1/metrics",
-                    content_type,
-                    None,
-                    if content_type == JSON {
-                        r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"gauge":{"dataPoints":[{}]}}]}]}]}"#
+        let no_pipeline = bench
+            .post(
+                "/v1/metrics",
+                content_type,
+                None,
+                if content_type == JSON {
+                    r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"gauge":{"dataPoints":[{}]}}]}]}]}"#
                             .as_bytes()
                             .to_vec()
-                    } else {
-                        vec![10, 10, 18, 8, 18, 6, 42, 4, 10, 2, 64, 0]
-                    },
-                )
-                .await;
+                } else {
+                    vec![10, 10, 18, 8, 18, 6, 42, 4, 10, 2, 64, 0]
+                },
+            )
+            .await;
         assert_eq!(no_pipeline.status(), StatusCode::NOT_FOUND);
         assert!(status_message(no_pipeline).await.contains("no pipeline"));
 
