@@ -26,6 +26,10 @@ const MEMORY_BYTES: u64 = 3 << 20;
 const PROTOBUF: &str = "application/x-protobuf";
 const JSON: &str = "application/json";
 
+/// A gauge with one data point.
+const ONE_METRIC: &[u8] = &[10, 10, 18, 8, 18, 6, 42, 4, 10, 2, 64, 0];
+const ONE_METRIC_JSON: &str = r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"gauge":{"dataPoints":[{}]}}]}]}]}"#;
+
 struct Unobserved;
 impl Observer for Unobserved {}
 
@@ -148,14 +152,8 @@ async fn http_takes_protobuf_and_json_compressed_or_not_and_answers_in_kind() {
     let protobuf = Bytes::from(one_span());
     let json = Bytes::from_static(br#"{"resourceSpans":[{"scopeSpans":[{"spans":[{"name":"x"}]}]}]}"#);
     let mut sent = 0;
-    for (content_type, body) in [
-        (PROTOBUF, protobuf),
-        (JSON, json),
-        (
-            "application/json; charset=utf-8",
-            Bytes::from_static(br#"{"resourceSpans":[{"scopeSpans":[{"spans":[{}]}]}]}"#),
-        ),
-    ] {
+    let with_charset = "application/json; charset=utf-8";
+    for (content_type, body) in [(PROTOBUF, protobuf), (JSON, json.clone()), (with_charset, json)] {
         for (name, encoding) in
             [(None, Encoding::Identity), (Some("gzip"), Encoding::Gzip), (Some("zstd"), Encoding::Zstd)]
         {
@@ -190,20 +188,8 @@ async fn every_http_error_is_a_status_in_the_requests_encoding() {
         assert_eq!(not_found.status(), StatusCode::NOT_FOUND);
         assert!(status_message(not_found).await.contains("/v1/nothing"));
 
-        let no_pipeline = bench
-            .post(
-                "/v1/metrics",
-                content_type,
-                None,
-                if content_type == JSON {
-                    r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"gauge":{"dataPoints":[{}]}}]}]}]}"#
-                            .as_bytes()
-                            .to_vec()
-                } else {
-                    vec![10, 10, 18, 8, 18, 6, 42, 4, 10, 2, 64, 0]
-                },
-            )
-            .await;
+        let metric: Vec<u8> = if content_type == JSON { ONE_METRIC_JSON.into() } else { ONE_METRIC.into() };
+        let no_pipeline = bench.post("/v1/metrics", content_type, None, metric).await;
         assert_eq!(no_pipeline.status(), StatusCode::NOT_FOUND);
         assert!(status_message(no_pipeline).await.contains("no pipeline"));
 
@@ -295,7 +281,7 @@ async fn grpc_statuses_are_those_of_the_specification() {
     let Outcome::Failed(malformed) = exporter.export(traces(b"\x01not otlp".to_vec())).await else { panic!() };
     assert_eq!((malformed.status, malformed.class), (Some(RemoteStatus::Grpc(3)), Class::Batch));
     assert!(malformed.message.contains("at byte"), "{}", malformed.message);
-    let mut metrics = traces(vec![10, 10, 18, 8, 18, 6, 42, 4, 10, 2, 64, 0]);
+    let mut metrics = traces(ONE_METRIC.to_vec());
     metrics.signal = Signal::Metrics;
     let Outcome::Failed(unwanted) = exporter.export(metrics).await else { panic!() };
     assert_eq!(unwanted.status, Some(RemoteStatus::Grpc(12)));

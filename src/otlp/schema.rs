@@ -113,7 +113,7 @@ impl Message {
 
     /// Where in `fields` the field of that number stands.
     pub fn place(&self, number: u32) -> Option<usize> {
-        usize::from(*self.places.get(number as usize)?).checked_sub(1)
+        self.fields.iter().position(|field| field.number == number)
     }
 
     #[inline]
