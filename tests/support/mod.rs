@@ -86,8 +86,13 @@ impl Forebay {
     }
 
     /// SIGTERM, and its exit code.
-    pub async fn stop(mut self) -> i32 {
+    pub async fn stop(self) -> i32 {
         self.signal("-TERM");
+        self.stop_waiting().await
+    }
+
+    /// The exit code of a process that was told to stop.
+    pub async fn stop_waiting(mut self) -> i32 {
         let mut code = None;
         eventually("the process ends after SIGTERM", async || {
             code = self.has_exited();
