@@ -133,3 +133,6 @@ pub trait Exporter: Send + Sync + 'static {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

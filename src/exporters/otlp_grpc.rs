@@ -48,7 +48,6 @@ pub struct Settings {
     pub keepalive_time: Option<Duration>,
     pub keepalive_timeout: Duration,
     pub keepalive_while_idle: bool,
-    /// None: the proxy that the environment names.
     pub tls: tls::Settings,
     pub max_request_bytes: u64,
 }
@@ -83,7 +82,7 @@ impl Settings {
             endpoint: table.text("endpoint"),
             compression: Compression::read(table),
             headers: table.text_map("headers").unwrap_or_default(),
-            timeout: table.duration("timeout").unwrap_or(TIMEOUT_DEFAULT),
+            timeout: remote::read_timeout(table, TIMEOUT_DEFAULT),
             tls: table.table("tls", tls::Settings::read).unwrap_or_default(),
             ..Settings::default()
         };
@@ -302,7 +301,8 @@ impl Answer {
 fn retry_info(value: &HeaderValue) -> Option<Duration> {
     let status = tonic_types::Status::decode(BASE64.decode(value.as_bytes()).ok()?.as_slice()).ok()?;
     let info = status.details.iter().find(|detail| detail.type_url == RETRY_INFO_TYPE)?;
-    let delay = RetryInfo::decode(info.value.as_slice()).ok()?.retry_delay?;
+    // RetryInfo without a delay still says that a retry may help.
+    let delay = RetryInfo::decode(info.value.as_slice()).ok()?.retry_delay.unwrap_or_default();
     Some(Duration::new(u64::try_from(delay.seconds).ok()?, u32::try_from(delay.nanos).ok()?))
 }
 

@@ -86,7 +86,7 @@ impl Settings {
             form: table.choice("encoding", &[("proto", Form::Proto), ("json", Form::Json)]).unwrap_or_default(),
             compression: Compression::read(table),
             headers: table.text_map("headers").unwrap_or_default(),
-            timeout: table.duration("timeout").unwrap_or(TIMEOUT_DEFAULT),
+            timeout: remote::read_timeout(table, TIMEOUT_DEFAULT),
             proxy_url: table.text("proxy_url").filter(|url| !url.is_empty()),
             tls: table.table("tls", tls::Settings::read).unwrap_or_default(),
             max_request_bytes: MAX_REQUEST_BYTES_DEFAULT,

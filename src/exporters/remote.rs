@@ -1,5 +1,7 @@
 //! What the two OTLP exporters share: compression by choice, bounded messages, partial success.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
@@ -46,6 +48,15 @@ impl Compression {
             Compression::Auto => Encoding::Gzip,
         }
     }
+}
+
+/// `timeout` of one attempt. Zero would fail every request, and an attempt without end would hold its consumer.
+pub fn read_timeout(table: &mut Table<'_>, default: Duration) -> Duration {
+    let timeout = table.duration("timeout").unwrap_or(default);
+    if timeout.is_zero() {
+        table.problem("timeout", "an attempt needs a limit above zero, such as 30s");
+    }
+    timeout
 }
 
 pub fn is_loopback(host: &str) -> bool {

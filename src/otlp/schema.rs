@@ -63,6 +63,8 @@ pub struct Field {
     pub oneof: bool,
     /// Each occurrence is one span, data point or log record.
     pub item: bool,
+    /// The kind's wire type, so that the scan need not ask.
+    pub wire_type: WireType,
 }
 
 impl Field {
@@ -82,7 +84,7 @@ impl Field {
 }
 
 const fn field(number: u32, name: &'static str, json: &'static str, kind: Kind) -> Field {
-    Field { number, name, json, kind, repeated: false, oneof: false, item: false }
+    Field { number, name, json, kind, repeated: false, oneof: false, item: false, wire_type: kind.wire_type() }
 }
 
 /// Field numbers are below this in every OTLP message.
@@ -94,30 +96,29 @@ pub const FIELDS_MAX: usize = NUMBER_END - 1;
 pub struct Message {
     pub name: &'static str,
     pub fields: &'static [Field],
-    /// Field number → 1 + place in `fields`; 0: unknown.
-    places: [u8; NUMBER_END],
+    /// By field number.
+    by_number: [Option<&'static Field>; NUMBER_END],
 }
 
 impl Message {
     const fn new(name: &'static str, fields: &'static [Field]) -> Message {
-        let mut places = [0; NUMBER_END];
+        let mut by_number = [None; NUMBER_END];
         let mut at = 0;
         while at < fields.len() {
-            places[fields[at].number as usize] = at as u8 + 1;
+            by_number[fields[at].number as usize] = Some(&fields[at]);
             at += 1;
         }
-        Message { name, fields, places }
+        Message { name, fields, by_number }
     }
 
     /// Where in `fields` the field of that number stands.
     pub fn place(&self, number: u32) -> Option<usize> {
-        usize::from(*self.places.get(number as usize)?).checked_sub(1)
+        self.fields.iter().position(|field| field.number == number)
     }
 
     #[inline]
     pub fn field(&self, number: u32) -> Option<&'static Field> {
-        let place = *self.places.get(number as usize)?;
-        self.fields.get(usize::from(place).wrapping_sub(1))
+        self.by_number.get(number as usize).copied().flatten()
     }
 
     /// Finds a field by its JSON name or its proto name.

@@ -29,15 +29,18 @@ pub struct WireError {
     pub reason: &'static str,
 }
 
+/// Boxed on the way up, so that a result fits into registers.
+pub(super) type Trouble = Box<WireError>;
+
 impl WireError {
     #[cold]
-    fn new(offset: usize, reason: &'static str) -> WireError {
-        WireError { offset, path: String::new(), reason }
+    fn new(offset: usize, reason: &'static str) -> Trouble {
+        Box::new(WireError { offset, path: String::new(), reason })
     }
 
     /// Written from the inside out, as the error travels up.
     #[cold]
-    fn within(mut self, name: &str) -> WireError {
+    fn within(mut self: Box<Self>, name: &str) -> Trouble {
         self.path = if self.path.is_empty() { name.to_owned() } else { format!("{name}.{}", self.path) };
         self
     }
@@ -47,23 +50,38 @@ impl WireError {
 pub fn scan(signal: Signal, message: &[u8]) -> Result<Summary, WireError> {
     let mut scanner = Scanner { bytes: message, summary: Summary::default() };
     let request = schema::request(signal);
-    scanner
-        .message(request, 0, message.len(), MAX_DEPTH)
-        .map_err(|error| if error.path.is_empty() { error.within(request.name) } else { error })?;
-    Ok(scanner.summary)
-}
-
-/// Reads a varint at `at`; returns it and the offset behind it.
-#[inline]
-pub(super) fn varint(bytes: &[u8], at: usize, end: usize) -> Result<(u64, usize), WireError> {
-    match bytes[..end].get(at) {
-        Some(&byte) if byte < 0x80 => Ok((u64::from(byte), at + 1)),
-        Some(_) => long_varint(bytes, at, end),
-        None => Err(WireError::new(at, "the message ends within a number")),
+    match scanner.message(request, 0, message.len(), MAX_DEPTH) {
+        Ok(()) => Ok(scanner.summary),
+        Err(error) if error.path.is_empty() => Err(*error.within(request.name)),
+        Err(error) => Err(*error),
     }
 }
 
-fn long_varint(bytes: &[u8], at: usize, end: usize) -> Result<(u64, usize), WireError> {
+/// Reads a varint at `at`; returns it and the offset behind it.
+#[inline(always)]
+pub(super) fn varint(bytes: &[u8], at: usize, end: usize) -> Result<(u64, usize), Trouble> {
+    let rest = bytes.get(at..end).unwrap_or(&[]);
+    match rest {
+        [byte, ..] if *byte < 0x80 => Ok((u64::from(*byte), at + 1)),
+        [low, high, ..] if *high < 0x80 => Ok((u64::from(low & 0x7F) | u64::from(*high) << 7, at + 2)),
+        [] => Err(WireError::new(at, "the message ends within a number")),
+        _ => long_varint(bytes, at, end),
+    }
+}
+
+/// Short texts, which most are, are nearly always ASCII: eight bytes at a time are looked at before asking further.
+#[inline]
+fn is_utf8(text: &[u8]) -> bool {
+    const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
+    if text.len() >= 64 {
+        return simdutf8::basic::from_utf8(text).is_ok();
+    }
+    let (words, rest) = text.as_chunks::<8>();
+    let high = words.iter().fold(0, |high, word| high | u64::from_le_bytes(*word)) & HIGH_BITS;
+    (high == 0 && rest.is_ascii()) || std::str::from_utf8(text).is_ok()
+}
+
+fn long_varint(bytes: &[u8], at: usize, end: usize) -> Result<(u64, usize), Trouble> {
     let mut value = 0;
     for index in 0..10 {
         let Some(&byte) = bytes[..end].get(at + index) else {
@@ -81,8 +99,8 @@ fn long_varint(bytes: &[u8], at: usize, end: usize) -> Result<(u64, usize), Wire
 }
 
 /// Reads a field's key: its number, its wire type (0 to 5), and the offset behind it.
-#[inline]
-pub(super) fn key(bytes: &[u8], at: usize, end: usize) -> Result<(u32, u8, usize), WireError> {
+#[inline(always)]
+pub(super) fn key(bytes: &[u8], at: usize, end: usize) -> Result<(u32, u8, usize), Trouble> {
     let (key, next) = varint(bytes, at, end)?;
     let Ok(key) = u32::try_from(key) else { return Err(WireError::new(at, "a field number is too large")) };
     let wire_type = (key & 7) as u8;
@@ -96,8 +114,8 @@ pub(super) fn key(bytes: &[u8], at: usize, end: usize) -> Result<(u32, u8, usize
 }
 
 /// Reads a length at `at` and returns the range that it announces.
-#[inline]
-pub(super) fn delimited(bytes: &[u8], at: usize, end: usize) -> Result<(usize, usize), WireError> {
+#[inline(always)]
+pub(super) fn delimited(bytes: &[u8], at: usize, end: usize) -> Result<(usize, usize), Trouble> {
     let (len, start) = varint(bytes, at, end)?;
     if len > (end - start) as u64 {
         return Err(WireError::new(at, "a length reaches beyond the end of its message"));
@@ -116,7 +134,7 @@ pub(super) fn skip(
     at: usize,
     end: usize,
     depth_left: u32,
-) -> Result<usize, WireError> {
+) -> Result<usize, Trouble> {
     if depth_left == 0 {
         return Err(WireError::new(at, "nested too deeply"));
     }
@@ -157,7 +175,7 @@ impl Scanner<'_> {
         mut at: usize,
         end: usize,
         depth_left: u32,
-    ) -> Result<(), WireError> {
+    ) -> Result<(), Trouble> {
         // The oneof member that holds now, and the items counted under it.
         let mut chosen: Option<(u32, u64)> = None;
         let (mut trace_id, mut span_id) = (false, false);
@@ -167,7 +185,7 @@ impl Scanner<'_> {
                 at = skip(self.bytes, number, wire_type, next, end, depth_left)?;
                 continue;
             };
-            let expected = field.kind.wire_type();
+            let expected = field.wire_type;
             if wire_type != expected as u8 {
                 let packed = field.repeated && wire_type == WireType::Delimited as u8;
                 if !packed {
@@ -206,7 +224,7 @@ impl Scanner<'_> {
                                 });
                             }
                         }
-                        Kind::Text if simdutf8::basic::from_utf8(&self.bytes[start..stop]).is_err() => {
+                        Kind::Text if !is_utf8(&self.bytes[start..stop]) => {
                             return Err(WireError::new(start, "text that is not UTF-8").within(field.name));
                         }
                         Kind::Id if number <= 2 => {
@@ -223,7 +241,7 @@ impl Scanner<'_> {
                     Ok(stop)
                 }
             }
-            .map_err(|error: WireError| error.within(field.name))?;
+            .map_err(|error: Trouble| error.within(field.name))?;
         }
         if trace_id && span_id && schema::is_span(message) {
             self.summary.identified += 1;
@@ -231,7 +249,7 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    fn packed(&self, field: &Field, element: WireType, at: usize, end: usize) -> Result<usize, WireError> {
+    fn packed(&self, field: &Field, element: WireType, at: usize, end: usize) -> Result<usize, Trouble> {
         debug_assert!(field.repeated);
         let (mut at, stop) = delimited(self.bytes, at, end)?;
         let uneven = match element {

@@ -1,230 +1,250 @@
-//! The load generator: some connections, each with one request under way.
+//! Sends trace requests over keep-alive connections, one request in flight on each, and counts the answers.
 
-use std::error::Error;
-use std::sync::Arc;
+mod client;
+mod report;
+
+use crate::payload::{Template, identity};
+use crate::units::duration;
+use crate::wire::{Compression, Protocol, frame};
+use bytes::Bytes;
+use clap::Args;
+use client::{Answer, Client};
+use report::Tally;
+pub use report::{Identity, Report};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use clap::{Args, ValueEnum};
-use forebay::otlp::Signal;
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
-
-use crate::histogram::Histogram;
-use crate::payload::{self, Compression};
-
-/// Distinct requests made before the run and sent in turn.
-const DISTINCT_REQUESTS: usize = 32;
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Protocol {
-    Http,
-    Grpc,
-}
+/// Distinct requests made beforehand: enough that compression and caches see no short cycle, and little memory.
+const TEMPLATES: u64 = 16;
+const CONNECTIONS_MAX: usize = 1024;
+/// Wait before a connection is made again, and the longest wait that a refusal can ask for.
+const RECONNECT_DELAY: Duration = Duration::from_millis(50);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Args)]
-pub struct Options {
-    #[arg(long, default_value = "http")]
+pub struct Arguments {
+    #[arg(long, value_enum, default_value = "http")]
     pub protocol: Protocol,
-    /// host:port; 127.0.0.1:4318 for HTTP, 127.0.0.1:4317 for gRPC.
-    #[arg(long)]
-    pub endpoint: Option<String>,
-    #[arg(long, default_value = "none")]
+    #[arg(long, value_enum, default_value = "none")]
     pub compression: Compression,
+    /// Where to send, such as http://127.0.0.1:4318; the path is added
+    #[arg(long, default_value = "http://127.0.0.1:4318")]
+    pub endpoint: String,
+    /// Encoded size of one span
     #[arg(long, default_value_t = 551)]
     pub span_bytes: usize,
     #[arg(long, default_value_t = 1000)]
     pub spans_per_request: usize,
+    /// Connections, each with one request in flight
     #[arg(long, default_value_t = 8)]
     pub connections: usize,
-    #[arg(long, default_value_t = 10.0)]
-    pub seconds: f64,
+    /// How long to send
+    #[arg(long, value_parser = duration, default_value = "10s")]
+    pub duration: Duration,
+    /// Stop after this many requests, whatever the time
+    #[arg(long)]
+    pub requests: Option<u64>,
+    /// Spans a second altogether; latency then counts from the moment when a request was due. As fast as possible without
+    #[arg(long)]
+    pub rate: Option<f64>,
+    /// How long to wait for one answer
+    #[arg(long, value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+    /// Append the identity of every acknowledged request, after its answer has come
+    #[arg(long)]
+    pub ledger: Option<PathBuf>,
+    /// Compress every request anew so that its ids are unique; implied by --ledger. Without it, compressed requests
+    /// repeat and the generator costs no compression
+    #[arg(long)]
+    pub unique: bool,
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Print only JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
-/// What a load came to.
-#[derive(Clone)]
-pub struct Outcome {
-    pub acknowledged_spans: u64,
-    pub refused_requests: u64,
-    pub failed_requests: u64,
-    pub elapsed: Duration,
-    pub latency: Histogram,
-}
-
-impl Outcome {
-    pub fn spans_per_second(&self) -> f64 {
-        self.acknowledged_spans as f64 / self.elapsed.as_secs_f64()
+/// `forebay-bench load`
+pub fn main(arguments: &Arguments) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(arguments.threads.max(1))
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let report = runtime.block_on(run(arguments))?;
+    println!("{}", serde_json::to_string(&report).map_err(|error| error.to_string())?);
+    if !arguments.json {
+        eprintln!("{}", report.summary());
     }
-}
-
-pub fn main(options: &Options) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(run(options.clone()))?;
-    println!(
-        "{}",
-        serde_json::json!({
-            "acknowledged_spans": outcome.acknowledged_spans,
-            "spans_per_second": outcome.spans_per_second(),
-            "refused_requests": outcome.refused_requests,
-            "failed_requests": outcome.failed_requests,
-            "ack_p50_ms": outcome.latency.quantile_ms(0.5),
-            "ack_p99_ms": outcome.latency.quantile_ms(0.99),
-        })
-    );
     Ok(())
 }
 
+/// Everything that the connections share.
 struct Shared {
-    options: Options,
-    endpoint: String,
-    bodies: Vec<Bytes>,
-    end: Instant,
-    acknowledged: AtomicU64,
-    refused: AtomicU64,
-    failed: AtomicU64,
+    arguments: Arguments,
+    run: u64,
+    templates: Vec<Template>,
+    /// Compressed beforehand, one for each template, unless ids must be unique.
+    ready: Vec<Bytes>,
+    next: AtomicU64,
+    started: Instant,
+    ledger: Option<Mutex<File>>,
 }
 
-pub async fn run(options: Options) -> Result<Outcome, Box<dyn Error>> {
-    let port = if options.protocol == Protocol::Http { 4318 } else { 4317 };
-    let endpoint = options.endpoint.clone().unwrap_or_else(|| format!("127.0.0.1:{port}"));
-    let mut bodies = Vec::with_capacity(DISTINCT_REQUESTS);
-    for _ in 0..DISTINCT_REQUESTS {
-        let body = payload::request(options.spans_per_request, options.span_bytes, options.compression)?;
-        bodies.push(if options.protocol == Protocol::Grpc { framed(&body, options.compression) } else { body });
+/// Runs one load to its end.
+pub async fn run(arguments: &Arguments) -> Result<Report, String> {
+    if arguments.connections == 0 || arguments.connections > CONNECTIONS_MAX {
+        return Err(format!("--connections is {}; take 1 to {CONNECTIONS_MAX}", arguments.connections));
     }
-    let started = Instant::now();
+    if arguments.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
+        return Err("--rate must be above 0".into());
+    }
+    let seeds = 0..TEMPLATES.min(arguments.requests.unwrap_or(TEMPLATES)).max(1);
+    let templates = seeds
+        .map(|seed| Template::new(seed, arguments.spans_per_request, arguments.span_bytes))
+        .collect::<Result<Vec<Template>, String>>()?;
+    let run = fastrand::u64(1..);
+    let unique = arguments.unique || arguments.ledger.is_some() || arguments.compression == Compression::None;
+    let ready = if unique {
+        Vec::new()
+    } else {
+        (0..)
+            .zip(&templates)
+            .map(|(number, template)| body(arguments, template.render(run, number)))
+            .collect::<Result<_, _>>()?
+    };
+    let ledger = match &arguments.ledger {
+        None => None,
+        Some(path) => Some(Mutex::new(
+            File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map_err(|error| format!("cannot open the ledger {}: {error}", path.display()))?,
+        )),
+    };
     let shared = Arc::new(Shared {
-        end: started + Duration::from_secs_f64(options.seconds),
-        endpoint,
-        bodies,
-        options,
-        acknowledged: AtomicU64::new(0),
-        refused: AtomicU64::new(0),
-        failed: AtomicU64::new(0),
+        arguments: arguments.clone(),
+        run,
+        templates,
+        ready,
+        next: AtomicU64::new(0),
+        started: Instant::now(),
+        ledger,
     });
     let connections: Vec<_> =
-        (0..shared.options.connections).map(|index| tokio::spawn(connection(Arc::clone(&shared), index))).collect();
-    let mut latency = Histogram::new();
+        (0..arguments.connections).map(|_| tokio::spawn(connection(Arc::clone(&shared)))).collect();
+    let mut tally = Tally::new();
     for connection in connections {
-        latency.merge(&connection.await?);
+        tally.merge(&connection.await.map_err(|error| format!("a connection's task failed: {error}"))??);
     }
-    Ok(Outcome {
-        acknowledged_spans: shared.acknowledged.load(Ordering::Relaxed),
-        refused_requests: shared.refused.load(Ordering::Relaxed),
-        failed_requests: shared.failed.load(Ordering::Relaxed),
-        elapsed: started.elapsed(),
-        latency,
-    })
+    Ok(tally.report(
+        Identity {
+            protocol: arguments.protocol.name(),
+            compression: arguments.compression.name(),
+            connections: arguments.connections,
+            spans_per_request: arguments.spans_per_request,
+            span_bytes: arguments.span_bytes,
+            run: format!("{run:016x}"),
+        },
+        shared.started.elapsed(),
+    ))
 }
 
-fn framed(body: &Bytes, compression: Compression) -> Bytes {
-    let mut framed = BytesMut::with_capacity(body.len() + 5);
-    framed.put_u8(u8::from(compression != Compression::None));
-    framed.put_u32(body.len() as u32);
-    framed.extend_from_slice(body);
-    framed.freeze()
-}
-
-enum Sender {
-    Http(http1::SendRequest<Full<Bytes>>),
-    Grpc(http2::SendRequest<Full<Bytes>>),
-}
-
-async fn connect(shared: &Shared) -> Result<Sender, Box<dyn Error + Send + Sync>> {
-    let stream = TcpStream::connect(&shared.endpoint).await?;
-    stream.set_nodelay(true)?;
-    // A connection that ends shows at the next request.
-    Ok(match shared.options.protocol {
-        Protocol::Http => {
-            let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(driver);
-            Sender::Http(sender)
-        }
-        Protocol::Grpc => {
-            let (sender, driver) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-            tokio::spawn(driver);
-            Sender::Grpc(sender)
-        }
-    })
-}
-
-fn request(shared: &Shared, body: Bytes) -> Result<http::Request<Full<Bytes>>, http::Error> {
-    let Options { protocol, compression, .. } = shared.options;
-    let mut builder = http::Request::post(match protocol {
-        Protocol::Http => "/v1/traces".to_owned(),
-        Protocol::Grpc => format!("http://{}{}", shared.endpoint, Signal::Traces.grpc_path()),
-    });
-    builder = match protocol {
-        Protocol::Http => builder.header("host", &shared.endpoint).header("content-type", "application/x-protobuf"),
-        Protocol::Grpc => builder.header("te", "trailers").header("content-type", "application/grpc"),
-    };
-    if compression != Compression::None {
-        let name = if protocol == Protocol::Http { "content-encoding" } else { "grpc-encoding" };
-        builder = builder.header(name, compression.name());
+/// One request as it goes over the wire.
+fn body(arguments: &Arguments, message: Vec<u8>) -> Result<Bytes, String> {
+    let message = forebay::otlp::compression::compress(arguments.compression.encoding(), &Bytes::from(message))
+        .map_err(|error| format!("cannot compress: {error}"))?;
+    match arguments.protocol {
+        Protocol::Http => Ok(message),
+        Protocol::Grpc => frame(&message, arguments.compression != Compression::None),
     }
-    builder.body(Full::new(body))
 }
 
-/// Whether the answer was success; the body is read to its end.
-async fn send(shared: &Shared, sender: &mut Sender, body: Bytes) -> Result<bool, Box<dyn Error + Send + Sync>> {
-    let request = request(shared, body)?;
-    let response = match sender {
-        Sender::Http(sender) => {
-            sender.ready().await?;
-            sender.send_request(request).await?
+impl Shared {
+    /// The number of the next request and when it is due; None when the load is over.
+    fn claim(&self) -> Option<(u64, Instant)> {
+        let arguments = &self.arguments;
+        if self.started.elapsed() >= arguments.duration {
+            return None;
         }
-        Sender::Grpc(sender) => {
-            sender.ready().await?;
-            sender.send_request(request).await?
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        if arguments.requests.is_some_and(|requests| number >= requests) {
+            return None;
         }
-    };
-    let (parts, body) = response.into_parts();
-    let body = body.collect().await?;
-    Ok(match shared.options.protocol {
-        Protocol::Http => parts.status.is_success(),
-        Protocol::Grpc => {
-            let status =
-                body.trailers().and_then(|trailers| trailers.get("grpc-status")).or(parts.headers.get("grpc-status"));
-            status.is_some_and(|status| status == "0")
-        }
-    })
-}
-
-async fn connection(shared: Arc<Shared>, index: usize) -> Histogram {
-    let mut latency = Histogram::new();
-    let mut sender = None;
-    let mut turn = index;
-    while Instant::now() < shared.end {
-        let open = match sender.take() {
-            Some(open) => Ok(open),
-            None => connect(&shared).await,
-        };
-        let Ok(mut open) = open else {
-            shared.failed.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(RETRY_PAUSE).await;
-            continue;
-        };
-        turn += 1;
-        let started = Instant::now();
-        match send(&shared, &mut open, shared.bodies[turn % DISTINCT_REQUESTS].clone()).await {
-            Ok(true) => {
-                latency.record(started.elapsed());
-                shared.acknowledged.fetch_add(shared.options.spans_per_request as u64, Ordering::Relaxed);
-                sender = Some(open);
+        let due = match arguments.rate {
+            None => Instant::now(),
+            Some(rate) => {
+                let offset = Duration::try_from_secs_f64(number as f64 * arguments.spans_per_request as f64 / rate);
+                self.started + offset.unwrap_or(Duration::MAX).min(arguments.duration)
             }
-            Ok(false) => {
-                shared.refused.fetch_add(1, Ordering::Relaxed);
-                sender = Some(open);
-                tokio::time::sleep(RETRY_PAUSE).await;
+        };
+        (due < self.started + arguments.duration).then_some((number, due))
+    }
+
+    fn request(&self, number: u64) -> Result<Bytes, String> {
+        let at = (number % self.templates.len() as u64) as usize;
+        match self.ready.get(at) {
+            Some(ready) => Ok(ready.clone()),
+            None => body(&self.arguments, self.templates[at].render(self.run, number)),
+        }
+    }
+
+    fn acknowledged(&self, number: u64) -> Result<(), String> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let line = format!("{} {}\n", identity(self.run, number), self.arguments.spans_per_request);
+        let mut file = ledger.lock().map_err(|_| "the ledger's lock is poisoned".to_owned())?;
+        file.write_all(line.as_bytes()).map_err(|error| format!("cannot write the ledger: {error}"))
+    }
+}
+
+async fn connection(shared: Arc<Shared>) -> Result<Tally, String> {
+    let mut tally = Tally::new();
+    let mut open: Option<Client> = None;
+    while let Some((number, due)) = shared.claim() {
+        let body = shared.request(number)?;
+        if due > Instant::now() {
+            tokio::time::sleep_until(due.into()).await;
+        }
+        let begun = if shared.arguments.rate.is_some() { due } else { Instant::now() };
+        let mut client = match open.take() {
+            Some(client) => client,
+            None => match Client::connect(&shared.arguments).await {
+                Ok(client) => client,
+                Err(error) => {
+                    tally.errors += 1;
+                    tally.last_error = Some(error);
+                    tokio::time::sleep(RECONNECT_DELAY).await;
+                    continue;
+                }
+            },
+        };
+        let bytes = body.len() as u64;
+        match tokio::time::timeout(shared.arguments.timeout, client.send(body)).await {
+            Ok(Ok(Answer::Acknowledged)) => {
+                shared.acknowledged(number)?;
+                tally.acknowledged(shared.templates[0].spans(), bytes, begun.elapsed());
+                open = Some(client);
+            }
+            Ok(Ok(Answer::Refused { what, retry_after })) => {
+                tally.refused += 1;
+                tally.last_error = Some(what);
+                open = Some(client);
+                tokio::time::sleep(retry_after.unwrap_or(RECONNECT_DELAY).min(RETRY_AFTER_MAX)).await;
+            }
+            Ok(Err(error)) => {
+                tally.errors += 1;
+                tally.last_error = Some(error);
             }
             Err(_) => {
-                shared.failed.fetch_add(1, Ordering::Relaxed);
+                tally.errors += 1;
+                tally.last_error = Some(format!("no answer within {:?}", shared.arguments.timeout));
             }
         }
     }
-    latency
+    Ok(tally)
 }

@@ -1,45 +1,50 @@
-//! `forebay-bench`: load, a sink, and the two around a whole Forebay process, for figures of one's own.
+//! `forebay-bench`: load generator, sink, and whole-process benchmark.
+//!
+//! `load` sends OTLP traces and counts what is acknowledged; `sink` takes OTLP and counts it, with faults on request;
+//! `run` puts a real `forebay` between the two and measures it.
 
 mod histogram;
+mod host;
 mod load;
 mod payload;
+mod run;
 mod sink;
-mod whole;
-
-use std::process::ExitCode;
+mod units;
+mod wire;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-#[derive(Parser)]
-#[command(name = "forebay-bench", version, about = "Measures an OTLP receiver, and Forebay as a whole process")]
+#[derive(Debug, Parser)]
+#[command(name = "forebay-bench", version, about = "Load, sink and whole-process benchmark for OTLP")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
-    /// Send traces to an OTLP receiver as fast as it acknowledges them.
-    Load(load::Options),
-    /// Take OTLP over HTTP and count it.
-    Sink(sink::Options),
-    /// Start Forebay between a load and a sink, and print a row per case.
-    Run(whole::Options),
+    /// Send OTLP traces and report what was acknowledged, and how fast
+    Load(load::Arguments),
+    /// Take OTLP of all signals and count it; prints JSON every interval and at SIGTERM
+    Sink(sink::Arguments),
+    /// Measure a whole forebay process between a load and a sink
+    Run(run::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Load(options) => load::main(&options),
-        Command::Sink(options) => sink::main(&options),
-        Command::Run(options) => whole::main(&options),
+        Command::Load(arguments) => load::main(&arguments),
+        Command::Sink(arguments) => sink::main(arguments),
+        Command::Run(arguments) => run::main(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
+        Err(message) => {
+            eprintln!("forebay-bench: {message}");
             ExitCode::FAILURE
         }
     }

@@ -1,67 +1,138 @@
-//! A backend that takes everything over OTLP/HTTP and counts it.
+//! Takes OTLP over HTTP and gRPC, counts it, and fails when asked to.
 
-use std::error::Error;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod answer;
+mod counters;
 
-use bytes::Bytes;
+use crate::units::duration;
+use answer::Service;
 use clap::Args;
-use http::{Request, Response};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
+pub use counters::Counters;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::conn::auto;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// HTTP/2 windows: wide enough that flow control is not what is measured.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+const FRAME_BYTES_MAX: u32 = 1 << 20;
+/// Rest after accept failed, as when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Debug, Args)]
-pub struct Options {
-    #[arg(long, default_value = "127.0.0.1:14318")]
+pub struct Arguments {
+    /// Address for OTLP/HTTP; both addresses take both protocols
+    #[arg(long, default_value = "127.0.0.1:4318")]
     pub http: SocketAddr,
+    /// Address for OTLP/gRPC
+    #[arg(long, default_value = "127.0.0.1:4317")]
+    pub grpc: SocketAddr,
+    #[command(flatten)]
+    pub options: Options,
+    /// Print counts this often
+    #[arg(long, value_parser = duration)]
+    pub interval: Option<Duration>,
 }
 
-#[derive(Default)]
-pub struct Counts {
-    pub requests: AtomicU64,
-    pub bytes: AtomicU64,
+#[derive(Clone, Debug, Default, Args)]
+pub struct Options {
+    /// Append the identity of every request of `forebay-bench load` that arrives, with its spans
+    #[arg(long)]
+    pub record: Option<PathBuf>,
+    /// Answer this HTTP status, or its gRPC twin, instead of success
+    #[arg(long)]
+    pub fail_status: Option<u16>,
+    /// Close the connection instead of answering
+    #[arg(long, conflicts_with = "fail_status")]
+    pub fail_reset: bool,
+    /// Only every Nth request fails
+    #[arg(long, default_value_t = 1)]
+    pub fail_every: u64,
+    /// Seconds in the Retry-After header of failures
+    #[arg(long)]
+    pub retry_after: Option<u64>,
+    /// Wait before every answer
+    #[arg(long, value_parser = duration)]
+    pub delay: Option<Duration>,
 }
 
-pub fn main(options: &Options) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+/// `forebay-bench sink`
+pub fn main(arguments: Arguments) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
     runtime.block_on(async {
-        let counts = Arc::new(Counts::default());
-        let listener = TcpListener::bind(options.http).await?;
-        eprintln!("taking OTLP/HTTP on {}; ends with ctrl-c", listener.local_addr()?);
-        tokio::spawn(serve(listener, Arc::clone(&counts)));
-        tokio::signal::ctrl_c().await?;
-        let requests = counts.requests.load(Ordering::Relaxed);
-        println!("{}", serde_json::json!({ "requests": requests, "bytes": counts.bytes.load(Ordering::Relaxed) }));
+        let http = bind(arguments.http).await?;
+        let grpc = bind(arguments.grpc).await?;
+        let counters = Arc::new(Counters::default());
+        let service = Service::new(Arc::clone(&counters), arguments.options)?;
+        eprintln!("sink: http {}, grpc {}", arguments.http, arguments.grpc);
+        for listener in [http, grpc] {
+            tokio::spawn(serve(listener, service.clone()));
+        }
+        let handler = |kind| signal(kind).map_err(|error| format!("cannot handle signals: {error}"));
+        let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+        let mut ticks = tokio::time::interval(arguments.interval.unwrap_or(Duration::from_secs(3600)));
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = ticks.tick() => if arguments.interval.is_some() { println!("{}", counters.json()) },
+            }
+        }
+        println!("{}", counters.json());
         Ok(())
     })
 }
 
-/// Answers 200 to everything.
-pub async fn serve(listener: TcpListener, counts: Arc<Counts>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let counts = Arc::clone(&counts);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| take(request, Arc::clone(&counts)));
-            if let Err(error) = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
-            {
-                eprintln!("a connection to the sink ended early: {error}");
-            }
-        });
-    }
+async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("cannot listen on {address}: {error}; is another process there?"))
 }
 
-async fn take(request: Request<Incoming>, counts: Arc<Counts>) -> Result<Response<Empty<Bytes>>, hyper::Error> {
-    let mut body = request.into_body();
-    let mut bytes = 0;
-    while let Some(frame) = body.frame().await {
-        bytes += frame?.data_ref().map_or(0, |data| data.len() as u64);
+/// Starts a sink on `listener`, for `forebay-bench run`.
+pub fn start(listener: TcpListener, counters: Arc<Counters>) -> Result<(), String> {
+    let service = Service::new(counters, Options { fail_every: 1, ..Options::default() })?;
+    tokio::spawn(serve(listener, service));
+    Ok(())
+}
+
+async fn serve(listener: TcpListener, service: Service) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http2()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX);
+    let builder = Arc::new(builder);
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                eprintln!("sink: cannot accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            eprintln!("sink: cannot set TCP_NODELAY: {error}");
+        }
+        let (service, builder) = (service.clone(), Arc::clone(&builder));
+        tokio::spawn(async move {
+            let handler = hyper::service::service_fn(move |request| {
+                let service = service.clone();
+                async move { service.answer(request).await }
+            });
+            // A peer that goes away, or a reset that was asked for, ends the connection: nothing to report.
+            let _ended = builder.serve_connection(TokioIo::new(stream), handler).await;
+        });
     }
-    counts.requests.fetch_add(1, Ordering::Relaxed);
-    counts.bytes.fetch_add(bytes, Ordering::Relaxed);
-    Ok(Response::new(Empty::new()))
 }

@@ -66,7 +66,7 @@ struct Slot {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
     #[error("a stored message is not valid OTLP: {0}")]
-    Wire(#[from] WireError),
+    Wire(#[from] Box<WireError>),
     #[error("a stored message is nested too deeply")]
     Depth,
     #[error("a stored message ends within a number")]

@@ -1,0 +1,208 @@
+//! The whole-process benchmark: load → forebay → sink, one case for each protocol and compression.
+//!
+//! A case starts a fresh forebay on a fresh data directory, loads it for a while, waits until everything that was
+//! acknowledged has arrived at the sink, and reads the process's CPU time and peak memory. The CPU seconds cover
+//! receiving, storing and forwarding.
+
+mod process;
+
+use crate::host;
+use crate::load;
+use crate::sink;
+use crate::units::duration;
+use crate::wire::{Compression, Protocol};
+use clap::Args;
+use process::Forebay;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// The binary to measure; the one beside this one without
+    #[arg(long)]
+    forebay: Option<PathBuf>,
+    /// Where data directories are made and removed: a real disk; without, beside the binary
+    #[arg(long)]
+    data_root: Option<PathBuf>,
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["http", "grpc"])]
+    protocol: Vec<Protocol>,
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["none", "gzip", "zstd"])]
+    compression: Vec<Compression>,
+    /// Forebay on CPU 0, load and sink on CPU 1
+    #[arg(long)]
+    pin: bool,
+    #[arg(long, default_value_t = 551)]
+    span_bytes: usize,
+    #[arg(long, default_value_t = 1000)]
+    spans_per_request: usize,
+    #[arg(long, default_value_t = 8)]
+    connections: usize,
+    /// Spans a second; as fast as possible without
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Of each case
+    #[arg(long, value_parser = duration, default_value = "10s")]
+    duration: Duration,
+    /// How long the sink may wait for the rest after the load ended
+    #[arg(long, value_parser = duration, default_value = "60s")]
+    drain: Duration,
+    /// Print one line of JSON for each case instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Case {
+    #[serde(flatten)]
+    load: load::Report,
+    /// Spans at the sink; equal to the acknowledged ones unless a request was sent twice.
+    delivered_spans: u64,
+    /// From the end of the load until everything acknowledged had arrived.
+    drain_seconds: f64,
+    cpu_seconds: f64,
+    cpu_seconds_per_million_spans: f64,
+    rss_peak_mib: f64,
+}
+
+/// `forebay-bench run`
+pub fn main(arguments: &Arguments) -> Result<(), String> {
+    if !arguments.json {
+        println!("| case | spans/s | CPU-s per million | ack p50 ms | ack p99 ms | peak RSS MiB | drain s |");
+        println!("|---|---:|---:|---:|---:|---:|---:|");
+    }
+    let mut incomplete = false;
+    for protocol in &arguments.protocol {
+        for compression in &arguments.compression {
+            let case = measure(arguments, *protocol, *compression)?;
+            if case.delivered_spans < case.load.acked_spans {
+                incomplete = true;
+                eprintln!(
+                    "{} of {} acknowledged spans arrived within {:?}",
+                    case.delivered_spans, case.load.acked_spans, arguments.drain
+                );
+            }
+            if let Some(error) = &case.load.last_error {
+                eprintln!(
+                    "{} refused, {} failed; last: {error}",
+                    case.load.refused_requests, case.load.failed_requests
+                );
+            }
+            if arguments.json {
+                println!("{}", serde_json::to_string(&case).map_err(|error| error.to_string())?);
+            } else {
+                println!(
+                    "| {} {} | {:.0} | {:.2} | {:.1} | {:.1} | {:.0} | {:.1} |",
+                    protocol.name(),
+                    compression.name(),
+                    case.load.spans_per_second,
+                    case.cpu_seconds_per_million_spans,
+                    case.load.ack_p50_ms,
+                    case.load.ack_p99_ms,
+                    case.rss_peak_mib,
+                    case.drain_seconds,
+                );
+            }
+        }
+    }
+    if incomplete { Err("not everything acknowledged was delivered in time".into()) } else { Ok(()) }
+}
+
+fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) -> Result<Case, String> {
+    let ports: [u16; 5] = host::free_ports()?;
+    let [http, grpc, sink_port, health, _metrics] = ports;
+    // A child and its threads run where the thread that starts them does.
+    if arguments.pin {
+        host::pin(0)?;
+    }
+    let config = config(protocol, compression, ports);
+    let mut forebay = Forebay::start(arguments.forebay.as_deref(), arguments.data_root.as_deref(), &config)?;
+    if arguments.pin {
+        host::pin(1)?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let case = runtime.block_on(async {
+        let counters = Arc::new(sink::Counters::default());
+        let listener = TcpListener::bind(("127.0.0.1", sink_port))
+            .await
+            .map_err(|error| format!("cannot listen on port {sink_port}: {error}"))?;
+        sink::start(listener, Arc::clone(&counters))?;
+        forebay.wait_until_ready(health).await?;
+        let cpu_before = host::cpu_seconds(forebay.pid())?;
+        let load = load::run(&load::Arguments {
+            protocol,
+            compression,
+            endpoint: format!("http://127.0.0.1:{}", if protocol == Protocol::Http { http } else { grpc }),
+            span_bytes: arguments.span_bytes,
+            spans_per_request: arguments.spans_per_request,
+            connections: arguments.connections,
+            duration: arguments.duration,
+            requests: None,
+            rate: arguments.rate,
+            timeout: Duration::from_secs(30),
+            ledger: None,
+            unique: false,
+            threads: 1,
+            json: true,
+        })
+        .await?;
+        let drain = Instant::now();
+        while counters.spans.load(Relaxed) < load.acked_spans && drain.elapsed() < arguments.drain {
+            forebay.still_runs()?;
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        let drain_seconds = drain.elapsed().as_secs_f64();
+        let cpu_seconds = host::cpu_seconds(forebay.pid())? - cpu_before;
+        let rss_peak_mib = host::peak_rss_bytes(forebay.pid())? as f64 / f64::from(1 << 20);
+        Ok::<_, String>(Case {
+            delivered_spans: counters.spans.load(Relaxed),
+            drain_seconds,
+            cpu_seconds,
+            cpu_seconds_per_million_spans: cpu_seconds * 1e6 / (load.acked_spans.max(1) as f64),
+            rss_peak_mib,
+            load,
+        })
+    });
+    forebay.stop()?;
+    case
+}
+
+/// The exporter speaks what the load speaks.
+fn config(protocol: Protocol, compression: Compression, ports: [u16; 5]) -> String {
+    let [http, grpc, sink, health, metrics] = ports;
+    let exporter = match protocol {
+        Protocol::Http => "otlp_http",
+        Protocol::Grpc => "otlp_grpc",
+    };
+    let compression = compression.name();
+    format!(
+        "receivers:
+  otlp:
+    protocols:
+      http: {{endpoint: '127.0.0.1:{http}'}}
+      grpc: {{endpoint: '127.0.0.1:{grpc}'}}
+exporters:
+  {exporter}:
+    endpoint: 'http://127.0.0.1:{sink}'
+    compression: {compression}
+extensions:
+  health_check: {{endpoint: '127.0.0.1:{health}'}}
+service:
+  extensions: [health_check]
+  pipelines:
+    traces: {{receivers: [otlp], exporters: [{exporter}]}}
+  telemetry:
+    logs: {{level: warn}}
+    metrics: {{address: '127.0.0.1:{metrics}'}}
+"
+    )
+}
