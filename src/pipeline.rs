@@ -7,7 +7,7 @@
 //! ```
 //! Every batch whose destination is ill keeps its claim but sheds its memory. Only one of them probes at a time.
 
-mod batch;
+pub mod batch;
 mod clock;
 mod deliver;
 
