@@ -121,12 +121,17 @@ impl ReceiverMetrics {
 
     pub fn refused(&self, signal: usize, items: u64, reason: &'static str) {
         self.refused[signal].increment(items);
-        counter!("forebay_receiver_refused_requests", "receiver" => self.receiver.clone(), "transport" => self.transport, "reason" => reason)
-            .increment(1);
+        self.refused_request(reason);
     }
 
-    pub fn failed(&self, signal: usize, items: u64) {
+    pub fn failed(&self, signal: usize, items: u64, reason: &'static str) {
         self.failed[signal].increment(items);
+        self.refused_request(reason);
+    }
+
+    fn refused_request(&self, reason: &'static str) {
+        counter!("forebay_receiver_refused_requests", "receiver" => self.receiver.clone(), "transport" => self.transport, "reason" => reason)
+            .increment(1);
     }
 }
 
