@@ -199,3 +199,62 @@ pub fn out_of_memory() -> Rejection {
         reason: "memory",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::{StreamExt, stream};
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+    use std::convert::Infallible;
+
+    const LIMITS: BodyLimits = BodyLimits { bytes_max: 3 << 20, read_timeout: Duration::from_secs(30) };
+
+    fn body(pieces: Vec<Bytes>) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+        StreamBody::new(stream::iter(pieces.into_iter().map(|piece| Ok(Frame::data(piece)))).boxed())
+    }
+
+    #[tokio::test]
+    async fn however_a_body_is_cut_and_announced_it_arrives_whole_and_accounted_for() {
+        let bytes: Vec<u8> = (0..700_000u32).map(|n| (n % 251) as u8).collect();
+        for piece in [1000, 16 << 10, 65_537, 300_000, 700_000] {
+            for announced in [None, Some(700_000)] {
+                let budget = Budget::new(8 << 20);
+                let pieces = bytes.chunks(piece).map(Bytes::copy_from_slice).collect();
+                let mut reader = BodyReader::new(body(pieces), LIMITS, &budget);
+                if let Some(announced) = announced {
+                    reader.announce(announced).expect("fits");
+                }
+                let front = reader.take(5).await.expect("read").expect("five bytes");
+                let (rest, permit) = reader.finish().await.expect("read");
+                assert_eq!([&front[..], &rest[..]].concat(), bytes, "pieces of {piece}, announced {announced:?}");
+                assert_eq!(permit.bytes(), rest.len() as u64);
+                drop((reader, permit));
+                assert_eq!(budget.used_bytes(), 0);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_unknown_length_never_holds_more_than_it_reserved() {
+        let budget = Budget::new(1 << 20);
+        let pieces = vec![Bytes::from(vec![0; 100_000]); 20];
+        let mut reader = BodyReader::new(body(pieces), LIMITS, &budget);
+        let refused = reader.finish().await.expect_err("more than the budget");
+        assert!(matches!(refused, Rejection::Unavailable { reason: "memory", .. }));
+        assert!(reader.received.capacity() as u64 <= reader.permit.bytes(), "what is allocated is reserved");
+        drop(reader);
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_small_body_does_not_keep_the_read_buffer_it_came_in() {
+        let budget = Budget::new(1 << 20);
+        let read_buffer = Bytes::from(vec![7; 512 << 10]);
+        let mut reader = BodyReader::new(body(vec![read_buffer.slice(100..400)]), LIMITS, &budget);
+        let (bytes, _permit) = reader.finish().await.expect("read");
+        assert_eq!(bytes, vec![7; 300]);
+        drop(reader);
+        assert!(read_buffer.is_unique(), "only the test still holds it");
+    }
+}
