@@ -32,6 +32,7 @@ pub(super) struct Leased {
     /// The bytes that the batch may hold; given back while the destination is waited for.
     memory: Option<OwnedSemaphorePermit>,
     _slot: OwnedSemaphorePermit,
+    draining: CancellationToken,
 }
 
 impl Delivery {
@@ -71,6 +72,7 @@ impl Delivery {
             lease,
             memory: Some(memory),
             _slot: slot,
+            draining: self.draining.clone(),
         }))
     }
 
@@ -123,7 +125,11 @@ impl Leased {
                 self.lease.shed();
                 self.memory = None;
             }
-            let pass = destination.clock.enter(bytes).await;
+            let pass = tokio::select! {
+                pass = destination.clock.enter(bytes) => pass,
+                // Dropped: the batch stays in the queue for the next start.
+                () = hopeless(&self.draining, &destination) => return,
+            };
             if self.memory.is_none() {
                 let share = memory_share(bytes, &destination);
                 self.memory = Arc::clone(&destination.memory).acquire_many_owned(share).await.ok();
@@ -213,6 +219,14 @@ impl Leased {
         );
         self.destination.meter.held(&self.destination.id, self.signal, items);
         self.lease.hold(reason);
+    }
+}
+
+/// Resolves when the process is stopping and the destination is in backoff: nobody waits for it then.
+async fn hopeless(draining: &CancellationToken, destination: &Destination) {
+    draining.cancelled().await;
+    while !destination.clock.is_waiting() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

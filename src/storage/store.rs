@@ -270,11 +270,18 @@ impl Store {
                 self.logs.lock().get(name).cloned().ok_or(StoreError::TooManyQueues)?
             }
         };
+        let mut is_new = false;
         for (cursor, start) in cursors {
             if !log.has_cursor(cursor) {
+                is_new = true;
                 let born = recovery::birth_of_cursor(*start, self.intact, log.oldest_sequence(), log.durable_end());
                 log.ensure_cursor(cursor, born.low());
             }
+        }
+        if is_new {
+            // Before the first record: after a crash a cursor that nobody wrote down would be born again, at an end
+            // behind records that were acknowledged.
+            self.checkpoint();
         }
         Ok(log)
     }

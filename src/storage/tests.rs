@@ -257,6 +257,23 @@ fn rule_4_a_new_exporter_starts_at_the_end_only_when_the_catalogue_is_intact() {
 }
 
 #[test]
+fn rule_4_a_new_cursor_is_durable_before_the_first_record_so_a_crash_does_not_bear_it_again_behind_it() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    // No checkpoint comes by itself.
+    let options = Options { checkpoint_interval: PATIENCE, ..options() };
+    let (store, _, _) = open_on(Arc::new(RealDisk), dir.path(), &options).expect("opens");
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    append_all(&log, 0..3);
+    let crashed = crash_copy(dir.path());
+    let (again, _, _) = open(crashed.path());
+    let log = again.queue("traces", &cursor("a")).expect("queue");
+    assert_eq!(log.cursor("a").expect("cursor").low(), 0);
+    drop(again);
+    // The keeper of the first store sleeps for long; it is not waited for.
+    std::mem::forget(store);
+}
+
+#[test]
 fn rule_5_damage_below_the_durable_end_is_loss_and_reading_goes_on_behind_it() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, _, _) = open(dir.path());
