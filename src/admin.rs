@@ -4,6 +4,7 @@ mod health;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
@@ -11,13 +12,21 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::receivers::listen::{self, BindError};
+use crate::receivers::serve::{self, ConnectionLimits};
 
 pub use health::{Health, Phase};
+
+/// Connections of one page at a time, and how long one may be idle.
+const CONNECTIONS_MAX: usize = 64;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const READ_BUFFER_BYTES_MAX: usize = 16 << 10;
 
 /// A page with its port open, not served yet.
 pub struct Page {
@@ -32,15 +41,11 @@ impl Page {
 
     /// Serves in the background until `shutdown`.
     pub fn serve(self, shutdown: &CancellationToken) {
-        for listener in self.listeners {
-            let serving =
-                axum::serve(listener, self.router.clone()).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-            tokio::spawn(async move {
-                if let Err(error) = serving.await {
-                    tracing::error!(%error, "a page of the process itself ended");
-                }
-            });
-        }
+        let mut builder = Builder::new(TokioExecutor::new()).http1_only();
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT).max_buf_size(READ_BUFFER_BYTES_MAX);
+        let limits =
+            ConnectionLimits { connections_max: CONNECTIONS_MAX, idle: Some(IDLE_TIMEOUT), age: None, age_grace: None };
+        tokio::spawn(serve::serve(self.listeners, builder, self.router, limits, shutdown.clone()));
     }
 }
 
@@ -82,7 +87,7 @@ pub async fn health_page(endpoint: &str, path: &str, health: Arc<Health>) -> Res
     };
     let live = move |State(health): State<Arc<Health>>| async move { answer(Ok(()), health.uptime_s()) };
     let mut router = Router::new().route("/", get(ready)).route("/livez", get(live)).route("/readyz", get(ready));
-    if !["/", "/livez", "/readyz"].contains(&path) && path.starts_with('/') && !path.contains(['{', '}', '*']) {
+    if !["/", "/livez", "/readyz"].contains(&path) && path.starts_with('/') && !path.contains(['{', '}', '*', ':']) {
         router = router.route(path, get(ready));
     }
     Ok(Page { listeners, router: router.with_state(health) })

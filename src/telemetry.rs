@@ -42,8 +42,14 @@ pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
 fn describe() {
     for (_, items) in SIGNALS {
         describe_counter!(format!("otelcol_receiver_accepted_{items}"), "Items durably accepted.");
-        describe_counter!(format!("otelcol_receiver_refused_{items}"), "Items refused; the client may retry.");
-        describe_counter!(format!("otelcol_receiver_failed_{items}"), "Items that could not be read.");
+        describe_counter!(
+            format!("otelcol_receiver_refused_{items}"),
+            "Items refused, the client may retry; 1 where the request was not read."
+        );
+        describe_counter!(
+            format!("otelcol_receiver_failed_{items}"),
+            "Items that cannot be taken, retrying is no use; 1 where the request cannot be read."
+        );
         describe_counter!(
             format!("otelcol_exporter_sent_{items}"),
             "Items delivered, without those the destination rejected."
@@ -52,14 +58,18 @@ fn describe() {
             format!("otelcol_exporter_send_failed_{items}"),
             "Items of attempts that ended in failure; they are kept."
         );
+        describe_counter!(
+            format!("otelcol_exporter_enqueue_failed_{items}"),
+            "Always 0: what cannot enter the queue is refused at the receiver."
+        );
         describe_counter!(format!("forebay_exporter_rejected_{items}"), "Items rejected by a partial success.");
         describe_counter!(
             format!("forebay_exporter_held_{items}"),
             "Items set aside because the destination refused their batch; they are kept."
         );
     }
-    describe_gauge!("otelcol_exporter_queue_size", "Requests waiting for the exporter.");
-    describe_gauge!("otelcol_exporter_queue_capacity", Unit::Bytes, "Bytes that the queues may allocate.");
+    describe_gauge!("otelcol_exporter_queue_size", Unit::Bytes, "Bytes waiting for the exporter.");
+    describe_gauge!("otelcol_exporter_queue_capacity", Unit::Bytes, "Bytes that all queues together may allocate.");
     describe_gauge!("otelcol_exporter_in_flight_requests", "Requests on their way now.");
     describe_gauge!("otelcol_process_uptime", Unit::Seconds, "Seconds since the process started.");
     describe_gauge!("otelcol_process_cpu_seconds", Unit::Seconds, "Processor time, user and system.");
@@ -74,6 +84,7 @@ fn describe() {
     describe_counter!("forebay_storage_damaged_bytes", Unit::Bytes, "Damaged bytes found in segments.");
     describe_gauge!("forebay_storage_allocated_bytes", Unit::Bytes, "Bytes allocated by all queues.");
     describe_gauge!("forebay_storage_capacity_bytes", Unit::Bytes, "Bytes that all queues may allocate.");
+    describe_gauge!("forebay_queue_backlog_records", "Requests waiting for the exporter.");
     describe_gauge!("forebay_queue_backlog_bytes", Unit::Bytes, "Bytes of segments that the exporter has not settled.");
     describe_gauge!("forebay_exporter_held_ranges", "Batches set aside for the exporter.");
     describe_gauge!(
@@ -121,12 +132,17 @@ impl ReceiverMetrics {
 
     pub fn refused(&self, signal: usize, items: u64, reason: &'static str) {
         self.refused[signal].increment(items);
-        counter!("forebay_receiver_refused_requests", "receiver" => self.receiver.clone(), "transport" => self.transport, "reason" => reason)
-            .increment(1);
+        self.refused_request(reason);
     }
 
-    pub fn failed(&self, signal: usize, items: u64) {
+    pub fn failed(&self, signal: usize, items: u64, reason: &'static str) {
         self.failed[signal].increment(items);
+        self.refused_request(reason);
+    }
+
+    fn refused_request(&self, reason: &'static str) {
+        counter!("forebay_receiver_refused_requests", "receiver" => self.receiver.clone(), "transport" => self.transport, "reason" => reason)
+            .increment(1);
     }
 }
 
@@ -134,6 +150,8 @@ impl ReceiverMetrics {
 #[derive(Clone)]
 pub struct ExporterMetrics {
     sent: [Counter; 3],
+    /// Stays 0: what cannot enter the queue is refused at the receiver. Dashboards ask for it.
+    _enqueue_failed: [Counter; 3],
     send_failed: [Counter; 3],
     rejected: [Counter; 3],
     held: [Counter; 3],
@@ -149,6 +167,7 @@ impl ExporterMetrics {
         };
         ExporterMetrics {
             sent: counters("otelcol_exporter_sent"),
+            _enqueue_failed: counters("otelcol_exporter_enqueue_failed"),
             send_failed: counters("otelcol_exporter_send_failed"),
             rejected: counters("forebay_exporter_rejected"),
             held: counters("forebay_exporter_held"),
@@ -182,13 +201,18 @@ impl ExporterMetrics {
 pub struct BacklogFigures {
     pub records: u64,
     pub bytes: u64,
+    /// What all queues together may allocate.
+    pub capacity_bytes: u64,
     pub held_ranges: u64,
     pub retry_delay: Duration,
 }
 
 pub fn backlog(queue: &str, exporter: &str, data_type: &'static str, figures: &BacklogFigures) {
     let labels = [("exporter", exporter.to_owned()), ("data_type", data_type.to_owned()), ("queue", queue.to_owned())];
-    gauge!("otelcol_exporter_queue_size", &labels).set(figures.records as f64);
+    // Size and capacity share labels and unit: people alert on their quotient.
+    gauge!("otelcol_exporter_queue_size", &labels).set(figures.bytes as f64);
+    gauge!("otelcol_exporter_queue_capacity", &labels).set(figures.capacity_bytes as f64);
+    gauge!("forebay_queue_backlog_records", &labels).set(figures.records as f64);
     gauge!("forebay_queue_backlog_bytes", &labels).set(figures.bytes as f64);
     gauge!("forebay_exporter_held_ranges", &labels).set(figures.held_ranges as f64);
     gauge!("forebay_exporter_retry_delay_seconds", "exporter" => exporter.to_owned())
@@ -198,7 +222,6 @@ pub fn backlog(queue: &str, exporter: &str, data_type: &'static str, figures: &B
 pub fn storage_space(allocated_bytes: u64, capacity_bytes: u64) {
     gauge!("forebay_storage_allocated_bytes").set(allocated_bytes as f64);
     gauge!("forebay_storage_capacity_bytes").set(capacity_bytes as f64);
-    gauge!("otelcol_exporter_queue_capacity").set(capacity_bytes as f64);
 }
 
 pub fn memory(reserved_bytes: u64, limit_bytes: u64) {

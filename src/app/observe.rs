@@ -97,6 +97,7 @@ impl Figures {
             let figures = BacklogFigures {
                 records: cursor.map_or(0, |cursor| cursor.backlog_records),
                 bytes: cursor.map_or(0, |cursor| cursor.backlog_bytes),
+                capacity_bytes: store.space().max_bytes(),
                 held_ranges: subscription.status().held_ranges as u64,
                 retry_delay: destination.clock.status().delay,
             };

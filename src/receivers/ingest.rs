@@ -9,11 +9,15 @@ use tokio::sync::Semaphore;
 
 use crate::otlp::compression::{self, InflateError};
 use crate::otlp::{Encoding, Signal, json, wire};
-use crate::queue::{Accepted, Budget, Intake, Offer, Permit, RefusedReason};
+use crate::queue::{Accepted, Budget, Intake, Offer, Permit, Refused, RefusedReason};
 use crate::telemetry::ReceiverMetrics;
 
 /// Inflating and validating more than this leaves the async worker.
 const INLINE_BYTES_MAX: usize = 1 << 20;
+/// Smaller bodies are read sooner than asked about.
+const ADMISSION_BYTES_MIN: u64 = 64 << 10;
+/// When a client may come back after a fault of our own.
+const RETRY_AFTER_INTERNAL: Duration = Duration::from_secs(5);
 
 /// Why a request is not accepted; each transport has its own status for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +34,19 @@ pub enum Rejection {
     TooSlow,
     /// The connection broke; nobody reads the answer.
     Broken(String),
+}
+
+impl From<Refused> for Rejection {
+    fn from(refused: Refused) -> Rejection {
+        let Refused { reason, message, retry_after } = refused;
+        let reason = match reason {
+            RefusedReason::NoPipeline => return Rejection::NoPipeline(message),
+            RefusedReason::Full => "full",
+            RefusedReason::Stopping => "stopping",
+            RefusedReason::Storage => "storage",
+        };
+        Rejection::Unavailable { message, retry_after, reason }
+    }
 }
 
 /// How the message in the body is written.
@@ -77,15 +94,11 @@ impl Ingest {
         bytes_max: u64,
     ) -> Result<Accepted, Rejection> {
         let started = Instant::now();
-        let index = signal as usize - 1;
         let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         let checked = match self.check(signal, content, encoding, body, permit, limit).await {
             Ok(checked) => checked,
             Err(rejection) => {
-                match &rejection {
-                    Rejection::Unavailable { reason, .. } => self.metrics.refused(index, 0, reason),
-                    _ => self.metrics.failed(index, 1),
-                }
+                self.count(signal, &rejection);
                 return Err(rejection);
             }
         };
@@ -101,22 +114,40 @@ impl Ingest {
         };
         match self.intake.offer(offer).await {
             Ok(accepted) => {
-                self.metrics.accepted(index, items, started.elapsed());
+                self.metrics.accepted(signal as usize - 1, items, started.elapsed());
                 Ok(accepted)
             }
             Err(refused) => {
-                let reason = match refused.reason {
-                    RefusedReason::Full => "full",
-                    RefusedReason::Stopping => "stopping",
-                    RefusedReason::Storage => "storage",
-                    RefusedReason::NoPipeline => "no_pipeline",
-                };
-                self.metrics.refused(index, items, reason);
-                Err(match refused.reason {
-                    RefusedReason::NoPipeline => Rejection::NoPipeline(refused.message),
-                    _ => Rejection::Unavailable { message: refused.message, retry_after: refused.retry_after, reason },
-                })
+                let rejection = Rejection::from(refused);
+                self.count_items(signal, &rejection, items);
+                Err(rejection)
             }
+        }
+    }
+
+    /// Refuses before a large body is read what would be refused anyway.
+    pub fn admit(&self, signal: Signal, announced_bytes: u64) -> Result<(), Rejection> {
+        if announced_bytes < ADMISSION_BYTES_MIN {
+            return Ok(());
+        }
+        self.intake.check(signal, announced_bytes).map_err(Rejection::from)
+    }
+
+    /// Counts a request whose items are not known: as one item, so that an alert on refused items sees it.
+    pub fn count(&self, signal: Signal, rejection: &Rejection) {
+        self.count_items(signal, rejection, 1);
+    }
+
+    fn count_items(&self, signal: Signal, rejection: &Rejection, items: u64) {
+        let index = signal as usize - 1;
+        match rejection {
+            Rejection::Unavailable { reason, .. } => self.metrics.refused(index, items, reason),
+            Rejection::Malformed(_) => self.metrics.failed(index, items, "malformed"),
+            Rejection::TooLarge(_) => self.metrics.failed(index, items, "too_large"),
+            Rejection::NoPipeline(_) => self.metrics.failed(index, items, "no_pipeline"),
+            Rejection::TooSlow => self.metrics.refused(index, items, "too_slow"),
+            // Nobody was answered.
+            Rejection::Broken(_) => self.metrics.refused(index, 0, "broken"),
         }
     }
 
@@ -133,7 +164,9 @@ impl Ingest {
         if body.len() <= INLINE_BYTES_MAX {
             let first = check_here(signal, content, encoding, body.clone(), permit, inline_limit, &self.budget);
             match first {
-                Err((Rejection::TooLarge(_), permit)) if inline_limit < limit => {
+                Err((Rejection::TooLarge(_), mut permit)) if inline_limit < limit => {
+                    // What was inflated so far is gone.
+                    permit.shrink_to(body.len() as u64);
                     return self.check_heavy(signal, content, encoding, body, permit, limit).await;
                 }
                 other => return other.map_err(|(rejection, _)| rejection),
@@ -157,7 +190,15 @@ impl Ingest {
             let _turn = turn;
             check_here(signal, content, encoding, body, permit, limit, &budget).map_err(|(rejection, _)| rejection)
         };
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Rejection::Broken(error.to_string())))
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+            // Our own fault, or the process is ending: the client must not drop its data for it.
+            tracing::error!(%error, signal = signal.name(), "validating a request failed");
+            Err(Rejection::Unavailable {
+                message: "the request could not be validated; try again".to_owned(),
+                retry_after: RETRY_AFTER_INTERNAL,
+                reason: "internal",
+            })
+        })
     }
 }
 

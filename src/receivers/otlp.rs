@@ -29,6 +29,14 @@ pub const REQUEST_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 const READ_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const CONCURRENT_STREAMS_DEFAULT: u32 = 128;
+const PATH_KEYS: [&str; 3] = ["traces_url_path", "metrics_url_path", "logs_url_path"];
+/// Connections of one protocol of one receiver at a time; more wait in the listen backlog.
+const CONNECTIONS_MAX: usize = 4096;
+/// Bytes that HTTP/2 lets a client send before they are read, per stream and per connection: memory that no budget
+/// sees, so it is small. Over a round trip of 10 ms this is 50 MB/s on one connection.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
+const HEADER_BYTES_MAX: u32 = 64 << 10;
 
 /// `protocols` of an `otlp` receiver; None: that protocol is off.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +52,7 @@ pub struct GrpcSettings {
     pub max_concurrent_streams: u32,
     pub keepalive_time: Option<Duration>,
     pub keepalive_timeout: Duration,
+    pub max_connection_idle: Option<Duration>,
     pub max_connection_age: Option<Duration>,
     pub max_connection_age_grace: Option<Duration>,
     pub read_timeout: Duration,
@@ -68,6 +77,7 @@ impl Default for GrpcSettings {
             max_concurrent_streams: CONCURRENT_STREAMS_DEFAULT,
             keepalive_time: Some(Duration::from_secs(7200)),
             keepalive_timeout: Duration::from_secs(20),
+            max_connection_idle: None,
             max_connection_age: None,
             max_connection_age_grace: None,
             read_timeout: READ_TIMEOUT_DEFAULT,
@@ -130,15 +140,17 @@ impl GrpcSettings {
                 table.ignore("permit_without_stream");
             });
             table.table("server_parameters", |table| {
-                table.unsupported(&["max_connection_idle"]);
-                if let Some(time) = table.duration("time") {
+                // Zero stands for the default, as in gRPC's own server.
+                let mut duration = |key| table.duration(key).filter(|duration| !duration.is_zero());
+                if let Some(time) = duration("time") {
                     settings.keepalive_time = Some(time);
                 }
-                if let Some(timeout) = table.duration("timeout") {
+                if let Some(timeout) = duration("timeout") {
                     settings.keepalive_timeout = timeout;
                 }
-                settings.max_connection_age = table.duration("max_connection_age");
-                settings.max_connection_age_grace = table.duration("max_connection_age_grace");
+                settings.max_connection_idle = duration("max_connection_idle");
+                settings.max_connection_age = duration("max_connection_age");
+                settings.max_connection_age_grace = duration("max_connection_age_grace");
             })
         });
         settings
@@ -160,27 +172,40 @@ impl HttpSettings {
         if let Some(endpoint) = table.text("endpoint") {
             settings.endpoint = endpoint;
         }
-        for (index, key) in ["traces_url_path", "metrics_url_path", "logs_url_path"].into_iter().enumerate() {
+        for (index, key) in PATH_KEYS.into_iter().enumerate() {
             if let Some(path) = table.text(key) {
-                if path.starts_with('/') {
-                    settings.paths[index] = path;
+                if !is_plain_path(&path) {
+                    table.problem(key, "a path begins with `/` and holds no `{`, `}`, `*` or `:`");
                 } else {
-                    table.problem(key, "a path begins with `/`");
+                    settings.paths[index] = path;
                 }
+            }
+        }
+        for (index, key) in PATH_KEYS.into_iter().enumerate() {
+            if settings.paths[..index].contains(&settings.paths[index]) {
+                table.problem(key, format!("another signal has the path {} already", settings.paths[index]));
             }
         }
         if let Some(bytes) = table.byte_size("max_request_body_size") {
             settings.request_bytes_max = bytes.clamp(1, 1 << 30);
         }
-        if let Some(timeout) = table.duration("read_timeout") {
-            settings.read_timeout = timeout;
-        }
-        if let Some(timeout) = table.duration("idle_timeout") {
-            settings.idle_timeout = timeout;
+        for (key, timeout) in
+            [("read_timeout", &mut settings.read_timeout), ("idle_timeout", &mut settings.idle_timeout)]
+        {
+            match table.duration(key) {
+                Some(Duration::ZERO) => table.warn(key, "without a limit is not offered; the default holds"),
+                Some(given) => *timeout = given,
+                None => {}
+            }
         }
         settings.cors = table.table("cors", Cors::read).flatten();
         settings
     }
+}
+
+/// What the router matches literally.
+fn is_plain_path(path: &str) -> bool {
+    path.starts_with('/') && !path.contains(['{', '}', '*', ':'])
 }
 
 /// A receiver with its ports open, not serving yet.

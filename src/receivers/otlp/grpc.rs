@@ -1,5 +1,5 @@
-//! OTLP/gRPC on tonic's transport. The message is read frame by frame here, not by tonic's codec, so that the memory
-//! budget covers it while it arrives and while it inflates (`docs/decisions/002-grpc-framing.md`).
+//! OTLP/gRPC. The message is read frame by frame here, not by tonic's codec, so that the memory budget covers it while
+//! it arrives and while it inflates; health and reflection are tonic's (`docs/decisions/002-grpc-framing.md`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,29 +10,25 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
-use futures_util::stream::{StreamExt, select_all};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::otlp::{Encoding, Signal};
-use crate::queue::Accepted;
+use crate::queue::{Accepted, Permit};
 use crate::receivers::body::{BodyLimits, BodyReader};
 use crate::receivers::ingest::{Content, Ingest, Rejection, WireEncoding};
+use crate::receivers::serve::{self, ConnectionLimits};
 use crate::receivers::status;
 
-use super::GrpcSettings;
+use super::{CONNECTION_WINDOW_BYTES, CONNECTIONS_MAX, GrpcSettings, HEADER_BYTES_MAX, STREAM_WINDOW_BYTES};
 
-/// Bytes that a client may send before they are read, per stream and per connection: memory that no budget sees.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
-const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// One flag byte and a big-endian length before each message.
 const PREFIX_LEN: usize = 5;
 const ACCEPTED_ENCODINGS: &str = "identity,gzip,zstd";
@@ -53,45 +49,52 @@ pub(super) async fn serve(
         bytes_max: settings.request_bytes_max + PREFIX_LEN as u64,
         read_timeout: settings.read_timeout,
     };
-    let state = Arc::new(Grpc { ingest, limits });
+    let mut builder = Builder::new(TokioExecutor::new()).http2_only();
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(settings.max_concurrent_streams)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .keep_alive_interval(settings.keepalive_time)
+        .keep_alive_timeout(settings.keepalive_timeout);
+    let connection_limits = ConnectionLimits {
+        connections_max: CONNECTIONS_MAX,
+        idle: settings.max_connection_idle,
+        age: settings.max_connection_age,
+        age_grace: settings.max_connection_age_grace,
+    };
+    let router = router(Arc::new(Grpc { ingest, limits })).await;
+    serve::serve(listeners, builder, router, connection_limits, shutdown).await;
+}
+
+/// The three services, health and reflection; what is not there is UNIMPLEMENTED.
+async fn router(state: Arc<Grpc>) -> Router {
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let mut routes = Routes::new(health);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(opentelemetry_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1();
-    match reflection {
-        Ok(reflection) => routes = routes.add_service(reflection),
-        Err(error) => tracing::warn!(%error, "gRPC reflection is not available"),
-    }
     let mut otlp = Router::new();
     for signal in Signal::ALL {
         let handler = move |State(state): State<Arc<Grpc>>, request: Request<Body>| async move {
             state.handle(signal, request).await
         };
-        otlp = otlp.route(signal.grpc_path(), any(handler));
+        let path = signal.grpc_path();
+        otlp = otlp.route(path, any(handler));
+        if let Some(service) = path.split('/').nth(1) {
+            reporter.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+        }
     }
-    let routes = Routes::from(routes.into_axum_router().merge(otlp.with_state(state)));
-    let incoming =
-        select_all(listeners.into_iter().map(|listener| TcpIncoming::from(listener).with_nodelay(Some(true)).boxed()));
-    let mut server = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(settings.max_concurrent_streams)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(settings.keepalive_time)
-        .http2_keepalive_timeout(Some(settings.keepalive_timeout));
-    if let Some(age) = settings.max_connection_age {
-        server = server.max_connection_age(age);
+    let mut routes = Routes::new(health);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(opentelemetry_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // Older clients know the alpha only.
+    match (reflection().build_v1(), reflection().build_v1alpha()) {
+        (Ok(v1), Ok(alpha)) => routes = routes.add_service(v1).add_service(alpha),
+        (Err(error), _) | (_, Err(error)) => tracing::warn!(%error, "gRPC reflection is not available"),
     }
-    if let Some(grace) = settings.max_connection_age_grace {
-        server = server.max_connection_age_grace(grace);
-    }
-    let serving = server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "the gRPC receiver ended");
-    }
+    routes.into_axum_router().merge(otlp.with_state(state))
 }
 
 impl Grpc {
@@ -108,41 +111,54 @@ impl Grpc {
         }
         match self.ingest(signal, request).await {
             Ok(accepted) => success(accepted),
-            Err(rejection) => {
-                if let GrpcRejection::Ingest(Rejection::Unavailable { reason: reason @ "memory", .. }) = &rejection {
-                    self.ingest.metrics.refused(signal as usize - 1, 0, reason);
-                }
-                failure(rejection)
-            }
+            Err(rejection) => failure(rejection),
         }
     }
 
     async fn ingest(&self, signal: Signal, request: Request<Body>) -> Result<Accepted, GrpcRejection> {
         let encoding = encoding_of(request.headers())?;
         let mut reader = BodyReader::new(request.into_body(), self.limits, &self.ingest.budget);
+        let message = self.read(signal, encoding, &mut reader).await;
+        let (encoding, body, permit) = message.inspect_err(|rejection| self.ingest.count(signal, rejection))?;
+        let encoding = WireEncoding::Stored(encoding);
+        Ok(self.ingest.accept(signal, Content::Protobuf, encoding, body, permit, self.message_bytes_max()).await?)
+    }
+
+    fn message_bytes_max(&self) -> u64 {
+        self.limits.bytes_max - PREFIX_LEN as u64
+    }
+
+    /// The one message of a request, and whether it is compressed.
+    async fn read(
+        &self,
+        signal: Signal,
+        encoding: Encoding,
+        reader: &mut BodyReader<Body>,
+    ) -> Result<(Encoding, Bytes, Permit), Rejection> {
         let prefix = reader.take(PREFIX_LEN).await?;
-        let prefix = prefix.ok_or_else(|| malformed("the request has no message"))?;
+        let prefix = prefix.ok_or_else(|| Rejection::Malformed("the request has no message".to_owned()))?;
         let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
         let encoding = match prefix[0] {
             0 => Encoding::Identity,
             1 if encoding == Encoding::Identity => {
-                return Err(malformed("the message is flagged as compressed, and grpc-encoding does not say how"));
+                let message = "the message is flagged as compressed, and grpc-encoding does not say how";
+                return Err(Rejection::Malformed(message.to_owned()));
             }
             1 => encoding,
-            other => return Err(malformed(&format!("the message has an unknown flag ({other})"))),
+            other => return Err(Rejection::Malformed(format!("the message has an unknown flag ({other})"))),
         };
-        let max = self.limits.bytes_max - PREFIX_LEN as u64;
+        let max = self.message_bytes_max();
         if u64::from(len) > max {
-            let message = format!("the message has {len} bytes; at most {max} are taken");
-            return Err(Rejection::TooLarge(message).into());
+            return Err(Rejection::TooLarge(format!("the message has {len} bytes; at most {max} are taken")));
         }
         reader.announce(u64::from(len) + PREFIX_LEN as u64)?;
+        self.ingest.admit(signal, u64::from(len))?;
         let (body, permit) = reader.finish().await?;
         if body.len() as u64 != u64::from(len) {
-            return Err(malformed(&format!("the message should have {len} bytes and has {}", body.len())));
+            let message = format!("the message should have {len} bytes and has {}", body.len());
+            return Err(Rejection::Malformed(message));
         }
-        let stored = WireEncoding::Stored(encoding);
-        Ok(self.ingest.accept(signal, Content::Protobuf, stored, body, permit, max).await?)
+        Ok((encoding, body, permit))
     }
 }
 
@@ -155,10 +171,6 @@ impl From<Rejection> for GrpcRejection {
     fn from(rejection: Rejection) -> GrpcRejection {
         GrpcRejection::Ingest(rejection)
     }
-}
-
-fn malformed(message: &str) -> GrpcRejection {
-    Rejection::Malformed(message.to_owned()).into()
 }
 
 fn encoding_of(headers: &HeaderMap) -> Result<Encoding, GrpcRejection> {

@@ -11,33 +11,26 @@ use axum::routing::any;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use http_body::Body as _;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::otlp::{Encoding, Signal};
-use crate::queue::Accepted;
-use crate::receivers::body::{BodyLimits, BodyReader};
+use crate::queue::{Accepted, Permit};
+use crate::receivers::body::{self, BodyLimits, BodyReader};
 use crate::receivers::ingest::{Content, Ingest, Rejection, WireEncoding};
+use crate::receivers::serve::{self, ConnectionLimits};
 use crate::receivers::status::{self, code};
 use crate::settings::Table;
 
-use super::HttpSettings;
+use super::{CONNECTION_WINDOW_BYTES, CONNECTIONS_MAX, HEADER_BYTES_MAX, HttpSettings, STREAM_WINDOW_BYTES};
 
-/// Connections of one receiver at a time; more wait in the listen backlog.
-const CONNECTIONS_MAX: usize = 4096;
-/// Bytes that HTTP/2 lets a client send before they are read, per stream and per connection: memory that no budget
-/// sees, so it is small.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const STREAMS_MAX: u32 = 128;
-const HEADER_BYTES_MAX: usize = 64 << 10;
-/// A listener that fails to accept (no descriptors left) tries again after this.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// HTTP/1's read buffer, and with it the longest header. The buffer grows to this while large bodies arrive: with the
+/// windows of HTTP/2, the memory of a connection that the budget does not see.
+const READ_BUFFER_BYTES_MAX: usize = 512 << 10;
 
 /// `cors` of the HTTP protocol.
 #[derive(Clone, Debug, Default)]
@@ -83,13 +76,7 @@ pub(super) async fn serve(
 ) {
     let state = Arc::new(Http { ingest, limits, cors: settings.cors.clone() });
     let mut router = Router::new();
-    let mut paths: Vec<&String> = Vec::new();
     for (signal, path) in Signal::ALL.into_iter().zip(&settings.paths) {
-        if paths.contains(&path) {
-            tracing::warn!(%path, signal = signal.name(), "the path is taken by another signal; this one is not served");
-            continue;
-        }
-        paths.push(path);
         let handler = move |State(state): State<Arc<Http>>, request: Request<Body>| async move {
             state.handle(signal, request).await
         };
@@ -97,84 +84,33 @@ pub(super) async fn serve(
     }
     let router = router.fallback(not_found).with_state(state);
 
+    let idle = settings.idle_timeout.max(Duration::from_secs(1));
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(settings.idle_timeout.max(Duration::from_secs(1)))
-        .max_buf_size(HEADER_BYTES_MAX.max(512 << 10))
+        .header_read_timeout(idle)
+        .max_buf_size(READ_BUFFER_BYTES_MAX)
         .http2()
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_BYTES_MAX as u32)
+        .max_header_list_size(HEADER_BYTES_MAX)
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20));
-    let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let accepting = listeners.into_iter().map(|listener| {
-        accept(listener, builder.clone(), router.clone(), connections.clone(), Arc::clone(&places), shutdown.clone())
-    });
-    futures_util::future::join_all(accepting).await;
-    connections.close();
-    connections.wait().await;
-}
-
-async fn accept(
-    listener: TcpListener,
-    builder: Builder<TokioExecutor>,
-    router: Router,
-    connections: TaskTracker,
-    places: Arc<Semaphore>,
-    shutdown: CancellationToken,
-) {
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "failed to accept a connection; trying again");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            },
-        };
-        let (builder, router, shutdown) = (builder.clone(), router.clone(), shutdown.clone());
-        connections.spawn(async move {
-            let _place = place;
-            connection(stream, &builder, router, shutdown).await;
-        });
-    }
-}
-
-async fn connection(stream: TcpStream, builder: &Builder<TokioExecutor>, router: Router, shutdown: CancellationToken) {
-    // Answers are small and awaited: they must not wait for more to come.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "failed to set TCP_NODELAY");
-    }
-    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    tokio::pin!(serving);
-    let result = tokio::select! {
-        result = serving.as_mut() => result,
-        () = shutdown.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended early");
-    }
+    let limits = ConnectionLimits { connections_max: CONNECTIONS_MAX, idle: Some(idle), age: None, age_grace: None };
+    serve::serve(listeners, builder, router, limits, shutdown).await;
 }
 
 async fn not_found(request: Request<Body>) -> Response {
     let content = content_of(request.headers()).unwrap_or(Content::Protobuf);
+    let path = request.uri().path().to_owned();
     let message = format!(
         "nothing is served at {}; OTLP is taken at /v1/traces, /v1/metrics and /v1/logs",
-        status::bounded(request.uri().path())
+        status::bounded(&path)
     );
+    discard(request);
     error(content, StatusCode::NOT_FOUND, code::NOT_FOUND, &message)
 }
 
@@ -187,7 +123,7 @@ impl Http {
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
-            .any(|part| part.trim().split(';').next() == Some("gzip"));
+            .any(accepts_gzip);
         let mut response = if request.method() == Method::OPTIONS && origin.is_some() && self.cors.is_some() {
             empty(StatusCode::NO_CONTENT)
         } else {
@@ -203,6 +139,7 @@ impl Http {
         let content = content_of(request.headers());
         if request.method() != Method::POST {
             let message = format!("{} is not allowed here; send a POST", request.method());
+            discard(request);
             let mut response = error(
                 content.unwrap_or(Content::Protobuf),
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -213,10 +150,12 @@ impl Http {
             return response;
         }
         let Some(content) = content else {
+            discard(request);
             let message = "the content type must be application/x-protobuf or application/json";
             return error(Content::Protobuf, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, message);
         };
         let Some(encoding) = encoding_of(request.headers()) else {
+            discard(request);
             let message = "the content encoding must be gzip, zstd, deflate or none";
             let mut response = error(content, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, message);
             let known = HeaderValue::from_static("gzip, zstd, deflate");
@@ -241,23 +180,53 @@ impl Http {
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.parse::<u64>().ok());
+        let waits = waits_for_continue(&request);
         let mut reader = BodyReader::new(request.into_body(), self.limits, &self.ingest.budget);
-        if let Some(bytes) = announced {
-            reader.announce(bytes).inspect_err(|rejection| self.count_refusal(signal, rejection))?;
+        match self.read(signal, announced, &mut reader).await {
+            Ok((body, permit)) => {
+                self.ingest.accept(signal, content, encoding, body, permit, self.limits.bytes_max).await
+            }
+            Err(rejection) => {
+                self.ingest.count(signal, &rejection);
+                if !waits && !matches!(rejection, Rejection::TooSlow | Rejection::Broken(_)) {
+                    tokio::spawn(body::discard(reader.into_rest()));
+                }
+                Err(rejection)
+            }
         }
-        let read = reader.finish().await;
-        let (body, permit) = read.inspect_err(|rejection| self.count_refusal(signal, rejection))?;
-        self.ingest.accept(signal, content, encoding, body, permit, self.limits.bytes_max).await
     }
 
-    fn count_refusal(&self, signal: Signal, rejection: &Rejection) {
-        let reason = match rejection {
-            Rejection::Unavailable { reason, .. } => reason,
-            Rejection::TooLarge(_) => "too_large",
-            _ => "broken",
-        };
-        self.ingest.metrics.refused(signal as usize - 1, 0, reason);
+    async fn read(
+        &self,
+        signal: Signal,
+        announced: Option<u64>,
+        reader: &mut BodyReader<Body>,
+    ) -> Result<(Bytes, Permit), Rejection> {
+        if let Some(bytes) = announced {
+            reader.announce(bytes)?;
+            self.ingest.admit(signal, bytes)?;
+        }
+        reader.finish().await
     }
+}
+
+/// The client sends its body only after it is told to.
+fn waits_for_continue(request: &Request<Body>) -> bool {
+    request.headers().contains_key(header::EXPECT)
+}
+
+/// The answer goes out while the rest of the request is read and thrown away.
+fn discard(request: Request<Body>) {
+    if !waits_for_continue(&request) && !request.body().is_end_stream() {
+        tokio::spawn(body::discard(request.into_body()));
+    }
+}
+
+/// One element of `Accept-Encoding`.
+fn accepts_gzip(part: &str) -> bool {
+    let mut pieces = part.split(';').map(str::trim);
+    pieces.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"))
+        && !pieces.any(|weight| weight.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q <= 0.0)))
 }
 
 fn content_of(headers: &HeaderMap) -> Option<Content> {
