@@ -19,14 +19,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::receivers::listen::{self, BindError};
-use crate::receivers::serve::{self, ConnectionLimits};
+use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
 
 pub use health::{Health, Phase};
 
-/// Connections of one page at a time, and how long one may be idle.
-const CONNECTIONS_MAX: usize = 64;
+const MEMORY: ConnectionMemory =
+    ConnectionMemory { connections_max: 64, read_buffer_bytes: 16 << 10, receive_buffer_bytes: None };
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-const READ_BUFFER_BYTES_MAX: usize = 16 << 10;
 
 /// A page with its port open, not served yet.
 pub struct Page {
@@ -42,9 +41,12 @@ impl Page {
     /// Serves in the background until `shutdown`.
     pub fn serve(self, shutdown: &CancellationToken) {
         let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT).max_buf_size(READ_BUFFER_BYTES_MAX);
-        let limits =
-            ConnectionLimits { connections_max: CONNECTIONS_MAX, idle: Some(IDLE_TIMEOUT), age: None, age_grace: None };
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE_TIMEOUT)
+            .max_buf_size(MEMORY.read_buffer_bytes);
+        let limits = ConnectionLimits { memory: MEMORY, idle: Some(IDLE_TIMEOUT), age: None, age_grace: None };
         tokio::spawn(serve::serve(self.listeners, builder, self.router, limits, shutdown.clone()));
     }
 }

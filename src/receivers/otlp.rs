@@ -30,8 +30,6 @@ const READ_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const CONCURRENT_STREAMS_DEFAULT: u32 = 128;
 const PATH_KEYS: [&str; 3] = ["traces_url_path", "metrics_url_path", "logs_url_path"];
-/// Connections of one protocol of one receiver at a time; more wait in the listen backlog.
-const CONNECTIONS_MAX: usize = 4096;
 /// Bytes that HTTP/2 lets a client send before they are read, per stream and per connection: memory that no budget
 /// sees, so it is small. Over a round trip of 10 ms this is 50 MB/s on one connection.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -29,11 +30,50 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// A connection that is asked to end and has no request in flight is cut after this.
 const END_GRACE: Duration = Duration::from_secs(5);
 
+/// With a smaller budget than this the memory that connections take is counted.
+const SMALL_BUDGET_BYTES: u64 = 256 << 20;
+const CONNECTIONS_MAX: usize = 4096;
+const CONNECTIONS_MIN: usize = 32;
+const READ_BUFFER_BYTES: usize = 512 << 10;
+const SMALL_READ_BUFFER_BYTES: usize = 64 << 10;
+/// The kernel doubles it.
+const SMALL_RECEIVE_BUFFER_BYTES: usize = 64 << 10;
+
+/// What the connections of one server hold that the budget of bodies does not see. A cgroup is charged for both: 50
+/// clients with large bodies and receive buffers that grow as the kernel likes (6 MiB each) fill 128 MiB by themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionMemory {
+    /// Open at a time; more wait in the listen backlog.
+    pub connections_max: usize,
+    /// HTTP/1's read buffer, and with it the longest header. It grows to this while large bodies arrive.
+    pub read_buffer_bytes: usize,
+    /// The kernel's, per connection; None: as the kernel sees fit.
+    pub receive_buffer_bytes: Option<usize>,
+}
+
+impl ConnectionMemory {
+    /// Beside bodies that take up to `budget_bytes`.
+    pub fn beside(budget_bytes: u64) -> ConnectionMemory {
+        if budget_bytes >= SMALL_BUDGET_BYTES {
+            return ConnectionMemory {
+                connections_max: CONNECTIONS_MAX,
+                read_buffer_bytes: READ_BUFFER_BYTES,
+                receive_buffer_bytes: None,
+            };
+        }
+        let each = SMALL_READ_BUFFER_BYTES + 2 * SMALL_RECEIVE_BUFFER_BYTES;
+        ConnectionMemory {
+            connections_max: (budget_bytes as usize / 2 / each).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX),
+            read_buffer_bytes: SMALL_READ_BUFFER_BYTES,
+            receive_buffer_bytes: Some(SMALL_RECEIVE_BUFFER_BYTES),
+        }
+    }
+}
+
 /// What one server allows its connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Open at a time; more wait in the listen backlog.
-    pub connections_max: usize,
+    pub memory: ConnectionMemory,
     /// Closed after this (and before twice this) without a request; None: never.
     pub idle: Option<Duration>,
     /// Asked to end after this, give or take a tenth; None: never.
@@ -52,7 +92,15 @@ pub async fn serve(
 ) {
     let connections = TaskTracker::new();
     let server = Arc::new(Server { builder, router, limits, shutdown });
-    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let places = Arc::new(Semaphore::new(limits.memory.connections_max));
+    if let Some(bytes) = limits.memory.receive_buffer_bytes {
+        for listener in &listeners {
+            // Connections inherit it.
+            if let Err(error) = SockRef::from(listener).set_recv_buffer_size(bytes) {
+                tracing::warn!(%error, "failed to bound the receive buffers of connections; memory may run short");
+            }
+        }
+    }
     let accepting = listeners
         .into_iter()
         .map(|listener| accept(listener, Arc::clone(&server), connections.clone(), Arc::clone(&places)));

@@ -24,10 +24,10 @@ use crate::otlp::{Encoding, Signal};
 use crate::queue::{Accepted, Permit};
 use crate::receivers::body::{BodyLimits, BodyReader};
 use crate::receivers::ingest::{Content, Ingest, Rejection, WireEncoding};
-use crate::receivers::serve::{self, ConnectionLimits};
+use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
 use crate::receivers::status;
 
-use super::{CONNECTION_WINDOW_BYTES, CONNECTIONS_MAX, GrpcSettings, HEADER_BYTES_MAX, STREAM_WINDOW_BYTES};
+use super::{CONNECTION_WINDOW_BYTES, GrpcSettings, HEADER_BYTES_MAX, STREAM_WINDOW_BYTES};
 
 /// One flag byte and a big-endian length before each message.
 const PREFIX_LEN: usize = 5;
@@ -60,7 +60,7 @@ pub(super) async fn serve(
         .keep_alive_interval(settings.keepalive_time)
         .keep_alive_timeout(settings.keepalive_timeout);
     let connection_limits = ConnectionLimits {
-        connections_max: CONNECTIONS_MAX,
+        memory: ConnectionMemory::beside(ingest.budget.limit_bytes()),
         idle: settings.max_connection_idle,
         age: settings.max_connection_age,
         age_grace: settings.max_connection_age_grace,

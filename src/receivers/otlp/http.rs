@@ -21,16 +21,13 @@ use crate::otlp::{Encoding, Signal};
 use crate::queue::{Accepted, Permit};
 use crate::receivers::body::{self, BodyLimits, BodyReader};
 use crate::receivers::ingest::{Content, Ingest, Rejection, WireEncoding};
-use crate::receivers::serve::{self, ConnectionLimits};
+use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
 use crate::receivers::status::{self, code};
 use crate::settings::Table;
 
-use super::{CONNECTION_WINDOW_BYTES, CONNECTIONS_MAX, HEADER_BYTES_MAX, HttpSettings, STREAM_WINDOW_BYTES};
+use super::{CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, HttpSettings, STREAM_WINDOW_BYTES};
 
 const STREAMS_MAX: u32 = 128;
-/// HTTP/1's read buffer, and with it the longest header. The buffer grows to this while large bodies arrive: with the
-/// windows of HTTP/2, the memory of a connection that the budget does not see.
-const READ_BUFFER_BYTES_MAX: usize = 512 << 10;
 
 /// `cors` of the HTTP protocol.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +71,7 @@ pub(super) async fn serve(
     ingest: Arc<Ingest>,
     shutdown: CancellationToken,
 ) {
+    let memory = ConnectionMemory::beside(ingest.budget.limit_bytes());
     let state = Arc::new(Http { ingest, limits, cors: settings.cors.clone() });
     let mut router = Router::new();
     for (signal, path) in Signal::ALL.into_iter().zip(&settings.paths) {
@@ -90,7 +88,7 @@ pub(super) async fn serve(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
-        .max_buf_size(READ_BUFFER_BYTES_MAX)
+        .max_buf_size(memory.read_buffer_bytes)
         .http2()
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -99,7 +97,7 @@ pub(super) async fn serve(
         .max_header_list_size(HEADER_BYTES_MAX)
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20));
-    let limits = ConnectionLimits { connections_max: CONNECTIONS_MAX, idle: Some(idle), age: None, age_grace: None };
+    let limits = ConnectionLimits { memory, idle: Some(idle), age: None, age_grace: None };
     serve::serve(listeners, builder, router, limits, shutdown).await;
 }
 
