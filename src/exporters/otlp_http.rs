@@ -13,7 +13,7 @@ use crate::otlp::{Encoding, Signal, json};
 use crate::settings::{Secret, Table};
 
 use super::remote::{self, Compression};
-use super::{Batch, BuildError, Class, Exporter, Failure, Outcome, RemoteStatus, classify, tls};
+use super::{Batch, BuildError, Class, Exporter, Failure, Outcome, Payload, RemoteStatus, classify, tls};
 
 /// Of an answer's body this much is read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -209,10 +209,11 @@ impl OtlpHttp {
         let (body, content_type) = match self.form {
             Form::Proto => (batch.payload, "application/x-protobuf"),
             Form::Json => {
-                let mut text = Vec::with_capacity(batch.payload.len() * 2);
-                json::write_json(batch.signal, &batch.payload, &mut text)
+                let payload = batch.payload.into_bytes();
+                let mut text = Vec::with_capacity(payload.len() * 2);
+                json::write_json(batch.signal, &payload, &mut text)
                     .map_err(|error| local(Class::Batch, format!("a batch cannot be written as JSON: {error}")))?;
-                (Bytes::from(text), "application/json")
+                (Payload::from(Bytes::from(text)), "application/json")
             }
         };
         let encoding = self.encodings[index];
@@ -224,7 +225,7 @@ impl OtlpHttp {
             .post(url.clone())
             .header(CONTENT_TYPE, HeaderValue::from_static(content_type))
             .headers(self.headers.clone())
-            .body(body);
+            .body(reqwest::Body::wrap(body));
         if let Some(name) = remote::encoding_name(encoding) {
             request = request.header(CONTENT_ENCODING, HeaderValue::from_static(name));
         }
