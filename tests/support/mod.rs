@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod ledger;
+pub mod strace;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
