@@ -4,24 +4,16 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use support::{Forebay, Sink, Taken, client, eventually, free_ports, request, span};
+use support::ledger::{Ledger, check, drained, load};
+use support::{Forebay, Sink, client, eventually, free_ports};
 
 const CLIENTS: u64 = 4;
 const SPANS_PER_REQUEST: u64 = 5;
-
-#[derive(Default)]
-struct Ledger {
-    sent: Mutex<BTreeSet<String>>,
-    acknowledged: Mutex<BTreeSet<String>>,
-    counter: AtomicU64,
-}
 
 struct Bench {
     _dir: tempfile::TempDir,
@@ -66,45 +58,6 @@ impl Bench {
     }
 }
 
-/// Sends without pause; notes what was sent before, and what was acknowledged after.
-async fn load(client: reqwest::Client, url: String, ledger: Arc<Ledger>, stop: Arc<AtomicBool>) {
-    while !stop.load(Ordering::SeqCst) {
-        let first = ledger.counter.fetch_add(SPANS_PER_REQUEST, Ordering::SeqCst);
-        let names: Vec<String> = (first..first + SPANS_PER_REQUEST).map(|n| format!("span-{n}")).collect();
-        ledger.sent.lock().extend(names.iter().cloned());
-        let sending = client.post(&url).header("content-type", "application/x-protobuf").body(request(&names)).send();
-        match sending.await {
-            Ok(response) if response.status().is_success() => ledger.acknowledged.lock().extend(names),
-            // Refused, or the victim is dead: not acknowledged.
-            _ => tokio::time::sleep(Duration::from_millis(2)).await,
-        }
-    }
-}
-
-/// acknowledged ⊆ delivered ⊆ sent, and every payload as it was sent. Err names the first that is wrong.
-fn check(ledger: &Ledger, taken: &Taken) -> Result<(), String> {
-    let (sent, acknowledged) = (ledger.sent.lock(), ledger.acknowledged.lock());
-    let missing: Vec<_> = acknowledged.iter().filter(|name| !taken.contains_key(*name)).collect();
-    if !missing.is_empty() {
-        return Err(format!("{} acknowledged spans are missing, such as {:?}", missing.len(), &missing[..1]));
-    }
-    for (name, (_, bytes)) in taken {
-        if !sent.contains(name) {
-            return Err(format!("{name} was delivered and never sent"));
-        }
-        if *bytes != prost::Message::encode_to_vec(&span(name)) {
-            return Err(format!("{name} was changed on the way"));
-        }
-    }
-    Ok(())
-}
-
-async fn drained(ledger: &Ledger, sink: &Sink) -> bool {
-    let acknowledged = ledger.acknowledged.lock();
-    let taken = sink.taken.lock();
-    acknowledged.iter().all(|name| taken.contains_key(name))
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_at_any_moment_loses_nothing_acknowledged() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -120,7 +73,15 @@ async fn kill_9_at_any_moment_loses_nothing_acknowledged() {
     let ledger = Arc::new(Ledger::default());
     let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| tokio::spawn(load(client.clone(), bench.url.clone(), Arc::clone(&ledger), Arc::clone(&stop))))
+        .map(|_| {
+            tokio::spawn(load(
+                client.clone(),
+                bench.url.clone(),
+                SPANS_PER_REQUEST,
+                Arc::clone(&ledger),
+                Arc::clone(&stop),
+            ))
+        })
         .collect();
     for _ in 0..kills {
         let forebay = bench.start();
@@ -172,7 +133,13 @@ async fn the_harness_catches_a_disk_that_loses_what_was_synced() {
     let forebay = bench.start();
     forebay.ready(&client).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let loading = tokio::spawn(load(client.clone(), bench.url.clone(), Arc::clone(&ledger), Arc::clone(&stop)));
+    let loading = tokio::spawn(load(
+        client.clone(),
+        bench.url.clone(),
+        SPANS_PER_REQUEST,
+        Arc::clone(&ledger),
+        Arc::clone(&stop),
+    ));
     eventually("something is acknowledged", async || ledger.acknowledged.lock().len() > 20).await;
     stop.store(true, Ordering::SeqCst);
     loading.await.expect("no panic");

@@ -15,7 +15,7 @@ use crate::exporters::{Batch, Class, Failure, Outcome};
 use crate::otlp::Encoding;
 use crate::queue::{Accepted, Budget, Intake, Offer, Router};
 use crate::storage::log::Observer;
-use crate::storage::{Log, Options, RealDisk, StartAt, Store};
+use crate::storage::{Log, NewRecord, Options, RealDisk, StartAt, Store};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -235,4 +235,62 @@ async fn a_partial_success_is_never_retried() {
     let exporter = scripted(|_, _| Outcome::Partial { rejected_items: 1, message: "no".to_owned() });
     deliver(&log, &destination(&exporter, 1), || settled(&log) == 1).await;
     assert_eq!(exporter.seen.lock().len(), 1);
+}
+
+/// A record that came at that wall time, as another process or another clock may have written it.
+async fn put_at(log: &Log, received_unix_ns: u64) {
+    let record = NewRecord {
+        signal: Signal::Traces as u8,
+        encoding: Encoding::Identity as u8,
+        items: 1,
+        raw_len: 4,
+        received_unix_ns,
+        metadata: Bytes::new(),
+        payload: Bytes::from_static(b"span"),
+        guard: Arc::new(()),
+    };
+    let reservation = log.reserve(record.stored_len()).expect("room");
+    let _receipt = log.append(reservation, record).await.expect("answered").expect("durable");
+}
+
+/// Batches that never fill, so that only age sends them.
+fn aged(exporter: &Arc<Scripted>, flush_timeout: Duration) -> Arc<Destination> {
+    let batch = BatchPolicy { min_items: 1000, max_items: 0, flush_timeout };
+    let exporter: Arc<dyn Exporter> = Arc::clone(exporter) as _;
+    Destination::new("x", exporter, RetryPolicy::default(), batch, 1, 4 << 20, Arc::new(Unobserved))
+}
+
+#[tokio::test]
+async fn rule_10_a_record_of_a_former_process_is_as_old_as_the_wall_clock_says() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    {
+        let (store, log, _) = open(dir.path());
+        put_at(&log, 1).await;
+        store.close();
+    }
+    let (_store, log, _) = open(dir.path());
+    let exporter = scripted(|_, _| Outcome::Delivered);
+    // Half a century has passed: the hour is over.
+    deliver(&log, &aged(&exporter, Duration::from_secs(3600)), || settled(&log) == 1).await;
+    assert_eq!(*exporter.taken.lock(), b"span", "age sends, it drops nothing");
+}
+
+#[tokio::test]
+async fn rule_10_a_record_from_the_future_is_taken_for_new_and_waits_no_longer() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (_store, log, _) = open(dir.path());
+    let exporter = scripted(|_, _| Outcome::Delivered);
+    // The wall clock was set back by five centuries.
+    put_at(&log, u64::MAX).await;
+    let flush_timeout = Duration::from_millis(50);
+    let started = std::time::Instant::now();
+    deliver(&log, &aged(&exporter, flush_timeout), || settled(&log) == 1).await;
+    assert!(started.elapsed() >= flush_timeout, "it waited for others as a new one does");
+    assert_eq!(*exporter.taken.lock(), b"span");
+}
+
+#[test]
+fn rule_10_age_limits_are_off_by_default() {
+    assert_eq!(RetryPolicy::default().max_elapsed_time, Duration::ZERO);
+    assert_eq!(crate::settings::Retry::default().max_elapsed_time, None);
 }

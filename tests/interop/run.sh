@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Real OpenTelemetry clients through the real binary into a sink that decodes with the official protocol package:
-# what goes in comes out, item for item.
+# what goes in comes out, item for item, and byte for byte: a tap before Forebay notes what was sent. Then with the
+# OpenTelemetry Collector (official modules, built here) as a second hop: behind Forebay, and in front of it.
 #
 # FOREBAY=PATH      the binary; built by cargo without
 # INTEROP_DIRECT=1  sends to the sink without Forebay: checks the clients and the sink themselves
 #
-# A client that cannot be installed is SKIPPED and named; a skipped client never counts as passed.
+# A client or collector that cannot be installed is SKIPPED and named; what was skipped never counts as passed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=$PWD/tests/interop
@@ -41,8 +42,8 @@ install_python() {
 install_node() {
   command -v npm >/dev/null || return 1
   mkdir -p "$work/node"
-  cp "$here/node/package.json" "$here/node/client.js" "$work/node/"
-  (cd "$work/node" && npm install --silent --no-audit --no-fund)
+  cp "$here/node/package.json" "$here/node/package-lock.json" "$here/node/client.js" "$work/node/"
+  (cd "$work/node" && npm ci --silent --no-audit --no-fund)
 }
 
 install_go() {
@@ -50,18 +51,29 @@ install_go() {
   (cd "$here/go" && go build -o "$work/go-client" .)
 }
 
+# Only for the background: it leaves this directory and becomes the compiler.
+build_collector() {
+  command -v go >/dev/null || return 1
+  cd "$here/collector" && exec go build -o "$work/collector" .
+}
+
 # The sink is Python's: without its packages there is no interop at all.
 if ! install_python >"$run_dir/pip.log" 2>&1; then
   echo "interop: SKIPPED, the Python packages cannot be installed ($run_dir/pip.log)"
   exit 0
 fi
+# The longest build runs beside the first checks.
+build_collector >"$run_dir/collector-build.log" 2>&1 &
+collector_build=$!
+pids+=("$collector_build")
 node=1 go=1
 install_node >"$run_dir/npm.log" 2>&1 || { node=0 && skipped+=("node: cannot be installed ($run_dir/npm.log)"); }
 install_go >"$run_dir/go.log" 2>&1 || { go=0 && skipped+=("go: cannot be built ($run_dir/go.log)"); }
 
-read -r sink_http sink_grpc http grpc health metrics < <("$work/venv/bin/python" - <<'PORTS'
+read -r sink_http sink_grpc http grpc tap_http tap_grpc collector_http collector_grpc health metrics < <(
+  "$work/venv/bin/python" - <<'PORTS'
 import socket
-sockets = [socket.socket() for _ in range(6)]
+sockets = [socket.socket() for _ in range(10)]
 for one in sockets:
     one.bind(("127.0.0.1", 0))
 print(*(one.getsockname()[1] for one in sockets))
@@ -73,6 +85,11 @@ PORTS
 pids+=($!)
 wait_port "$sink_http"
 wait_port "$sink_grpc"
+"$work/venv/bin/python" "$here/python/tap.py" "$run_dir/tap.jsonl" \
+  http "$tap_http" "$http" grpc "$tap_grpc" "$grpc" >"$run_dir/tap.log" 2>&1 &
+pids+=($!)
+wait_port "$tap_http"
+wait_port "$tap_grpc"
 
 start_forebay() {
   local exporter=$1 endpoint=$2 compression=$3
@@ -103,7 +120,41 @@ CONFIG
   wait_port "$grpc"
 }
 
-# check NAME COMMAND…: runs a client, then compares.
+stop_forebay() {
+  kill -TERM "$forebay_pid"
+  if ! wait "$forebay_pid"; then failed+=("$1: forebay did not stop with 0"); fi
+}
+
+# start_collector NAME EXPORTER ENDPOINT
+start_collector() {
+  cat >"$run_dir/$1.yaml" <<CONFIG
+receivers:
+  otlp:
+    protocols:
+      http: {endpoint: "127.0.0.1:$collector_http"}
+      grpc: {endpoint: "127.0.0.1:$collector_grpc"}
+exporters:
+  $2: {endpoint: "$3", tls: {insecure: true}}
+service:
+  pipelines:
+    traces: {receivers: [otlp], exporters: [$2]}
+    metrics: {receivers: [otlp], exporters: [$2]}
+    logs: {receivers: [otlp], exporters: [$2]}
+CONFIG
+  "$work/collector" --config "$run_dir/$1.yaml" >"$run_dir/$1.log" 2>&1 &
+  collector_pid=$!
+  pids+=("$collector_pid")
+  wait_port "$collector_http"
+  wait_port "$collector_grpc"
+}
+
+stop_collector() {
+  kill -TERM "$collector_pid"
+  wait "$collector_pid" || true
+}
+
+# check NAME COMMAND…: runs a client, then compares; with the tap's bytes when `tap` is set.
+tap=
 check() {
   local name=$1 run
   shift
@@ -111,7 +162,7 @@ check() {
   echo "$name"
   if timeout 60 "$@" "$count" "$run" >"$run_dir/$run.json" 2>"$run_dir/$run.log" &&
     "$work/venv/bin/python" "$here/python/compare.py" "$run_dir/$run.json" "$run_dir/items.jsonl" "$run" \
-      "$wait_seconds"; then
+      "$wait_seconds" ${tap:+"$tap"}; then
     passed=$((passed + 1))
   else
     echo "  FAILED; see $run_dir/$run.log"
@@ -120,9 +171,11 @@ check() {
   fi
 }
 
+# all_clients HOP HTTP_PORT GRPC_PORT COMPRESSION…
 all_clients() {
   local hop=$1 http_port=$2 grpc_port=$3 compression
-  for compression in none gzip; do
+  shift 3
+  for compression in "$@"; do
     check "$hop-python-http-$compression" "$work/venv/bin/python" "$here/python/client.py" \
       http "http://127.0.0.1:$http_port" $compression
     check "$hop-python-grpc-$compression" "$work/venv/bin/python" "$here/python/client.py" \
@@ -141,7 +194,7 @@ all_clients() {
 
 if [[ -n ${INTEROP_DIRECT:-} ]]; then
   touch "$run_dir/items.jsonl"
-  all_clients direct "$sink_http" "$sink_grpc"
+  all_clients direct "$sink_http" "$sink_grpc" none gzip
 else
   forebay=${FOREBAY:-}
   if [[ -z $forebay ]]; then
@@ -152,10 +205,46 @@ else
     "otlp_grpc http://127.0.0.1:$sink_grpc gzip"; do
     read -r exporter endpoint compression <<<"$hop"
     start_forebay "$exporter" "$endpoint" "$compression"
-    all_clients "$exporter-$compression" "$http" "$grpc"
-    kill -TERM "$forebay_pid"
-    if ! wait "$forebay_pid"; then failed+=("$exporter-$compression: forebay did not stop with 0"); fi
+    tap=$run_dir/tap.jsonl
+    all_clients "$exporter-$compression" "$tap_http" "$tap_grpc" none gzip
+    stop_forebay "$exporter-$compression"
   done
+
+  if wait "$collector_build"; then
+    # The collector writes messages of its own, so behind it only items can be compared.
+    tap=
+    start_collector collector-behind otlp_http "http://127.0.0.1:$sink_http"
+    start_forebay otlp_grpc "http://127.0.0.1:$collector_grpc" none
+    all_clients collector-behind "$tap_http" "$tap_grpc" none
+    stop_forebay collector-behind
+    stop_collector
+    tap=$run_dir/tap.jsonl
+    start_forebay otlp_http "http://127.0.0.1:$sink_http" none
+    for hop in "otlp_http http://127.0.0.1:$tap_http" "otlp_grpc 127.0.0.1:$tap_grpc"; do
+      read -r exporter endpoint <<<"$hop"
+      start_collector "collector-in-front-$exporter" "$exporter" "$endpoint"
+      all_clients "collector-in-front-$exporter" "$collector_http" "$collector_grpc" none
+      stop_collector
+    done
+    stop_forebay collector-in-front
+  else
+    skipped+=("collector: cannot be built ($run_dir/collector-build.log)")
+  fi
+fi
+
+# The comparison itself can fail: the same run, with one byte of what was sent changed.
+if [[ -z ${INTEROP_DIRECT:-} ]]; then
+  last=$(ls -t "$run_dir"/otlp_*.json | head -n 1)
+  "$work/venv/bin/python" "$here/python/tamper.py" "$run_dir/tap.jsonl" "$run_dir/tampered.jsonl" \
+    "$(basename "$last" .json)"
+  if "$work/venv/bin/python" "$here/python/compare.py" "$last" "$run_dir/items.jsonl" "$(basename "$last" .json)" 1 \
+    "$run_dir/tampered.jsonl" >"$run_dir/tampered.log"; then
+    failed+=("a changed byte was not noticed")
+  elif grep -q "did not arrive with the same bytes" "$run_dir/tampered.log"; then
+    passed=$((passed + 1))
+  else
+    failed+=("a changed byte was noticed as something else ($run_dir/tampered.log)")
+  fi
 fi
 
 for reason in "${skipped[@]}"; do echo "interop: SKIPPED $reason"; done
@@ -163,4 +252,4 @@ if ((${#failed[@]})); then
   printf 'interop: FAILED %s\n' "${failed[@]}"
   exit 1
 fi
-echo "interop: $passed checks passed, ${#skipped[@]} clients skipped"
+echo "interop: $passed checks passed, ${#skipped[@]} clients or collectors skipped"

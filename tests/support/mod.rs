@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod ledger;
+pub mod strace;
+
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -51,8 +54,15 @@ pub struct Forebay {
 
 impl Forebay {
     pub fn start(config: &Path, data_dir: &Path, health_port: u16, log: &Path) -> Forebay {
+        Forebay::start_under(&[], config, data_dir, health_port, log)
+    }
+
+    /// Under a command that becomes `forebay`, or has it as its only child.
+    pub fn start_under(wrapper: &[&str], config: &Path, data_dir: &Path, health_port: u16, log: &Path) -> Forebay {
         let log = std::fs::File::options().create(true).append(true).open(log).expect("log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        let words = [wrapper, &[env!("CARGO_BIN_EXE_forebay")]].concat();
+        let child = Command::new(words[0])
+            .args(&words[1..])
             .arg("run")
             .arg("--config")
             .arg(config)

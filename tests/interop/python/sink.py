@@ -1,70 +1,15 @@
-"""Takes OTLP over HTTP and gRPC, decodes it with the official protocol package, and writes one JSON line an item.
+"""Takes OTLP over HTTP and gRPC, decodes it with the official protocol package, and writes what came (see otlp.py).
 
 Usage: sink.py HTTP_PORT GRPC_PORT FILE
 """
 
-import gzip
-import json
 import sys
-import threading
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc as logs_grpc
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
 
-LOCK = threading.Lock()
-
-
-def attributes(pairs):
-    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
-
-
-def span_items(request):
-    for resource in request.resource_spans:
-        run = attributes(resource.resource.attributes).get("interop.run")
-        for scope in resource.scope_spans:
-            for span in scope.spans:
-                own = attributes(span.attributes)
-                identity = f"{span.trace_id.hex()} {span.span_id.hex()}"
-                yield run, "spans", f"{identity} {span.name} n={own.get('n')} text={own.get('text')}"
-
-
-def point_items(request):
-    for resource in request.resource_metrics:
-        run = attributes(resource.resource.attributes).get("interop.run")
-        for scope in resource.scope_metrics:
-            for metric in scope.metrics:
-                for point in metric.sum.data_points:
-                    value = point.as_int if point.WhichOneof("value") == "as_int" else int(point.as_double)
-                    yield run, "points", f"{metric.name} n={attributes(point.attributes).get('n')} value={value}"
-
-
-def log_items(request):
-    for resource in request.resource_logs:
-        run = attributes(resource.resource.attributes).get("interop.run")
-        for scope in resource.scope_logs:
-            for record in scope.log_records:
-                yield run, "logs", f"{record.body.string_value} n={attributes(record.attributes).get('n')}"
-
-
-def write(file, items):
-    with LOCK:
-        for run, kind, item in items:
-            file.write(json.dumps({"run": run, "kind": kind, "item": item}) + "\n")
-        file.flush()
-
-
-PATHS = {
-    "/v1/traces": (trace.ExportTraceServiceRequest, span_items),
-    "/v1/metrics": (metrics.ExportMetricsServiceRequest, point_items),
-    "/v1/logs": (logs.ExportLogsServiceRequest, log_items),
-}
+import otlp
 
 
 def http_handler(file):
@@ -74,18 +19,13 @@ def http_handler(file):
         def do_POST(self):
             chunked = self.headers.get("transfer-encoding", "") == "chunked"
             body = self.chunks() if chunked else self.rfile.read(int(self.headers["content-length"]))
-            if self.headers.get("content-encoding") == "gzip":
-                body = gzip.decompress(body)
-            message, items = PATHS[self.path]
-            request = message()
-            if self.headers.get("content-type", "").startswith("application/json"):
-                from_json(body, request)
-            else:
-                request.ParseFromString(body)
-            write(file, items(request))
+            body = otlp.inflate(body, self.headers.get("content-encoding"))
+            content_type = self.headers.get("content-type", "application/x-protobuf")
+            is_json = content_type.startswith("application/json")
+            otlp.write(file, otlp.rows(self.path.removeprefix("/v1/"), body, is_json))
+            answer = b"{}" if is_json else b""
             self.send_response(200)
-            self.send_header("content-type", self.headers.get("content-type", "application/x-protobuf"))
-            answer = b"{}" if "json" in self.headers.get("content-type", "") else b""
+            self.send_header("content-type", content_type)
             self.send_header("content-length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
@@ -104,49 +44,28 @@ def http_handler(file):
     return Handler
 
 
-def from_json(body, request):
-    """OTLP's JSON is protobuf's but for the ids, which are hexadecimal."""
-    import base64
+class Methods(grpc.GenericRpcHandler):
+    """Unparsed messages in, the empty message (which is success) out."""
 
-    from google.protobuf import json_format
+    def __init__(self, file):
+        self.file = file
 
-    def convert(node):
-        if isinstance(node, list):
-            return [convert(entry) for entry in node]
-        if not isinstance(node, dict):
-            return node
-        ids = ("traceId", "spanId", "parentSpanId")
-        return {
-            key: base64.b64encode(bytes.fromhex(value)).decode() if key in ids and value else convert(value)
-            for key, value in node.items()
-        }
+    def service(self, details):
+        signal = otlp.GRPC_METHODS.get(details.method)
+        if signal is None:
+            return None
 
-    json_format.ParseDict(convert(json.loads(body)), request, ignore_unknown_fields=True)
+        def export(body, _context):
+            otlp.write(self.file, otlp.rows(signal, body))
+            return b""
 
-
-def servicer(base, file, items, response):
-    class Servicer(base):
-        def Export(self, request, _context):
-            write(file, items(request))
-            return response()
-
-    return Servicer()
+        return grpc.unary_unary_rpc_method_handler(export)
 
 
 def main():
     http_port, grpc_port, path = sys.argv[1:4]
     with open(path, "a", encoding="utf-8") as file:
-        server = grpc.server(futures.ThreadPoolExecutor(4))
-        trace_grpc.add_TraceServiceServicer_to_server(
-            servicer(trace_grpc.TraceServiceServicer, file, span_items, trace.ExportTraceServiceResponse), server
-        )
-        metrics_grpc.add_MetricsServiceServicer_to_server(
-            servicer(metrics_grpc.MetricsServiceServicer, file, point_items, metrics.ExportMetricsServiceResponse),
-            server,
-        )
-        logs_grpc.add_LogsServiceServicer_to_server(
-            servicer(logs_grpc.LogsServiceServicer, file, log_items, logs.ExportLogsServiceResponse), server
-        )
+        server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Methods(file)])
         server.add_insecure_port(f"127.0.0.1:{grpc_port}")
         server.start()
         ThreadingHTTPServer(("127.0.0.1", int(http_port)), http_handler(file)).serve_forever()

@@ -1,0 +1,104 @@
+//! Reads what `strace -f -v -y -xx` wrote: the order in which a process's threads entered and left their system calls.
+//!
+//! A thread stands still while strace notes that it enters or leaves a call, so what one thread does because of what
+//! another has done stands behind it in the file.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Calls that move bytes or make them durable, and `close`, because descriptors are used again.
+const CALLS: &str = "trace=network,read,readv,write,writev,pwrite64,pwritev,pwritev2,fdatasync,fsync,close";
+
+/// The words that go before the traced command; the process has its own pid, strace is nobody's child.
+pub fn wrapper(trace: &Path) -> Vec<String> {
+    let trace = trace.display().to_string();
+    ["strace", "-D", "-f", "-v", "-y", "-xx", "-s", "1000000", "-e", CALLS, "-o", &trace].map(str::to_owned).to_vec()
+}
+
+/// Whether strace is installed and may trace here.
+pub fn is_permitted() -> bool {
+    let status = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "true"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    Enters,
+    /// With the call's result.
+    Leaves(i64),
+}
+
+/// One end of one system call.
+#[derive(Debug)]
+pub struct Event {
+    pub thread: u32,
+    pub call: String,
+    pub moment: Moment,
+    pub fd: i32,
+    /// What the call moves; of a call that reads, known when it leaves.
+    pub bytes: Vec<u8>,
+    pub line: usize,
+}
+
+/// Every event in order. Lines about signals and exits are none.
+pub fn events(lines: &[String]) -> Result<Vec<Event>, String> {
+    let mut unfinished: HashMap<u32, String> = HashMap::new();
+    let mut events = Vec::new();
+    for (index, line) in lines.iter().enumerate() {
+        let wrong = |what: &str| format!("line {}: {what}: {}", index + 1, &line[..line.len().min(200)]);
+        let (thread, rest) = line.split_once(' ').ok_or_else(|| wrong("no thread"))?;
+        let thread: u32 = thread.parse().map_err(|_| wrong("no thread"))?;
+        let rest = rest.trim_start();
+        if rest.starts_with("+++") || rest.starts_with("---") {
+            continue;
+        }
+        let is_first_half = rest.ends_with("<unfinished ...>");
+        let (text, enters_here) = match rest.strip_prefix("<... ") {
+            Some(resumed) => {
+                let first = unfinished.remove(&thread).ok_or_else(|| wrong("resumes nothing"))?;
+                let (_, second) = resumed.split_once("resumed>").ok_or_else(|| wrong("unknown"))?;
+                (first + second, false)
+            }
+            None => (rest.trim_end_matches("<unfinished ...>").to_owned(), true),
+        };
+        let (call, arguments) = text.split_once('(').ok_or_else(|| wrong("no call"))?;
+        // `exit` and calls that fail before they have a descriptor are of no interest.
+        let digits = arguments.find(|c: char| !c.is_ascii_digit()).unwrap_or(arguments.len());
+        let fd = arguments[..digits].parse().unwrap_or(-1);
+        let bytes = strings(arguments).ok_or_else(|| wrong("a string that was cut"))?;
+        let event = |moment| Event { thread, call: call.to_owned(), moment, fd, bytes: bytes.clone(), line: index + 1 };
+        if enters_here {
+            events.push(event(Moment::Enters));
+        }
+        if is_first_half {
+            unfinished.insert(thread, text);
+        } else {
+            let result = text.rsplit_once(" = ").map_or("?", |(_, result)| result);
+            let result = result.split_whitespace().next().unwrap_or("?");
+            // `?`: the process ended in the middle.
+            events.push(event(Moment::Leaves(result.parse().unwrap_or(-1))));
+        }
+    }
+    Ok(events)
+}
+
+/// All quoted strings, one after the other; None when one was cut short. Each byte is written as `\x00`.
+fn strings(arguments: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut parts = arguments.split('"');
+    parts.next();
+    while let Some(quoted) = parts.next() {
+        for pair in quoted.split("\\x").skip(1) {
+            bytes.push(u8::from_str_radix(pair, 16).ok()?);
+        }
+        if parts.next()?.starts_with("...") {
+            return None;
+        }
+    }
+    Some(bytes)
+}
