@@ -109,11 +109,12 @@ fn validate(config: &ConfigArguments) -> Result<(), Failure> {
     let plan = load(config)?;
     plan.warnings.iter().for_each(|warning| output::complain(warning));
     output::print(&format!(
-        "the configuration is valid: {} receivers, {} pipelines, {} exporters, {} warnings\n",
+        "the configuration is valid: {} receivers, {} pipelines, {} exporters, {} warnings\n{}",
         plan.receivers.len(),
         plan.pipelines.len(),
         plan.exporters.len(),
-        plan.warnings.len()
+        plan.warnings.len(),
+        config::outage::report(&plan)
     ))
 }
 

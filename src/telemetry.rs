@@ -68,8 +68,14 @@ fn describe() {
             "Items set aside because the destination refused their batch; they are kept."
         );
     }
-    describe_gauge!("otelcol_exporter_queue_size", Unit::Bytes, "Bytes waiting for the exporter.");
-    describe_gauge!("otelcol_exporter_queue_capacity", Unit::Bytes, "Bytes that all queues together may allocate.");
+    describe_gauge!(
+        "otelcol_exporter_queue_size",
+        "What waits for the exporter, in the unit of its sizer (bytes without a queue_size)."
+    );
+    describe_gauge!(
+        "otelcol_exporter_queue_capacity",
+        "Its queue_size, else the bytes that all queues together may allocate."
+    );
     describe_gauge!("otelcol_exporter_in_flight_requests", "Requests on their way now.");
     describe_gauge!("otelcol_process_uptime", Unit::Seconds, "Seconds since the process started.");
     describe_gauge!("otelcol_process_cpu_seconds", Unit::Seconds, "Processor time, user and system.");
@@ -85,7 +91,8 @@ fn describe() {
     describe_gauge!("forebay_storage_allocated_bytes", Unit::Bytes, "Bytes allocated by all queues.");
     describe_gauge!("forebay_storage_capacity_bytes", Unit::Bytes, "Bytes that all queues may allocate.");
     describe_gauge!("forebay_queue_backlog_records", "Requests waiting for the exporter.");
-    describe_gauge!("forebay_queue_backlog_bytes", Unit::Bytes, "Bytes of segments that the exporter has not settled.");
+    describe_gauge!("forebay_queue_backlog_bytes", Unit::Bytes, "Stored bytes waiting for the exporter.");
+    describe_gauge!("forebay_queue_backlog_items", "Items waiting for the exporter.");
     describe_gauge!("forebay_exporter_held_ranges", "Batches set aside for the exporter.");
     describe_gauge!(
         "forebay_exporter_retry_delay_seconds",
@@ -200,9 +207,12 @@ impl ExporterMetrics {
 #[derive(Clone, Debug, Default)]
 pub struct BacklogFigures {
     pub records: u64,
+    pub items: u64,
     pub bytes: u64,
-    /// What all queues together may allocate.
-    pub capacity_bytes: u64,
+    /// In the unit of the exporter's `sizer` where it has a `queue_size`, else in bytes; so is `capacity`.
+    pub size: u64,
+    /// `queue_size`, else what all queues together may allocate.
+    pub capacity: u64,
     pub held_ranges: u64,
     pub retry_delay: Duration,
 }
@@ -210,9 +220,10 @@ pub struct BacklogFigures {
 pub fn backlog(queue: &str, exporter: &str, data_type: &'static str, figures: &BacklogFigures) {
     let labels = [("exporter", exporter.to_owned()), ("data_type", data_type.to_owned()), ("queue", queue.to_owned())];
     // Size and capacity share labels and unit: people alert on their quotient.
-    gauge!("otelcol_exporter_queue_size", &labels).set(figures.bytes as f64);
-    gauge!("otelcol_exporter_queue_capacity", &labels).set(figures.capacity_bytes as f64);
+    gauge!("otelcol_exporter_queue_size", &labels).set(figures.size as f64);
+    gauge!("otelcol_exporter_queue_capacity", &labels).set(figures.capacity as f64);
     gauge!("forebay_queue_backlog_records", &labels).set(figures.records as f64);
+    gauge!("forebay_queue_backlog_items", &labels).set(figures.items as f64);
     gauge!("forebay_queue_backlog_bytes", &labels).set(figures.bytes as f64);
     gauge!("forebay_exporter_held_ranges", &labels).set(figures.held_ranges as f64);
     gauge!("forebay_exporter_retry_delay_seconds", "exporter" => exporter.to_owned())

@@ -54,7 +54,7 @@ async fn the_page_has_the_collectors_plain_names_and_prometheus_can_read_it() {
     exporter.send_failed(0, 100);
     exporter.in_flight(2);
     exporter.in_flight(-1);
-    let figures = BacklogFigures { records: 3, bytes: 4096, capacity_bytes: 1 << 20, ..BacklogFigures::default() };
+    let figures = BacklogFigures { records: 3, size: 4096, capacity: 1 << 20, ..BacklogFigures::default() };
     telemetry::backlog("traces", "otlp_http", "traces", &figures);
     telemetry::synced("traces", Duration::from_millis(2), 4, 5000);
 

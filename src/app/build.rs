@@ -94,6 +94,11 @@ pub fn build(
             })
             .collect();
         let log = store.queue(&pipeline.queue_id, &cursors)?;
+        for (exporter, _) in &exporters {
+            if let Some(size) = exporter.sending_queue.queue_size {
+                log.limit_backlog(&exporter.cursor_id, exporter.sending_queue.sizer, size);
+            }
+        }
         planned.insert(&pipeline.queue_id, pipeline.signal.name());
         for (receiver, router) in plan.receivers.iter().zip(&mut routers) {
             if pipeline.receivers.contains(&receiver.id) {
@@ -113,7 +118,7 @@ pub fn build(
                     let destination = Arc::clone(destination);
                     subscriptions.push(Observed { signal: signal.unwrap_or("orphan"), subscription, destination });
                 }
-                None => warn_orphan(&log, &cursor.name, cursor.backlog_records),
+                None => warn_orphan(&log, &cursor.name, cursor.backlog.records),
             }
         }
         if signal.is_none() {

@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use crate::otlp::Signal;
 use crate::pipeline::{Destination, Meter};
 use crate::queue::{Budget, Subscription};
-use crate::storage::Store;
 use crate::storage::log::{Lost, Observer};
 use crate::storage::store::OpenReport;
+use crate::storage::{Store, Weight};
 use crate::telemetry::{self, BacklogFigures, ExporterMetrics};
 
 /// Room that `/readyz?capacity=1` asks for.
@@ -94,10 +94,14 @@ impl Figures {
         for Observed { signal, subscription, destination } in observed {
             let status = statuses.iter().find(|(queue, _)| queue == subscription.queue()).map(|(_, status)| status);
             let cursor = status.and_then(|status| status.cursors.iter().find(|c| c.name == subscription.cursor()));
+            let backlog = cursor.map(|cursor| cursor.backlog).unwrap_or_default();
+            let limit = cursor.and_then(|cursor| cursor.limit);
             let figures = BacklogFigures {
-                records: cursor.map_or(0, |cursor| cursor.backlog_records),
-                bytes: cursor.map_or(0, |cursor| cursor.backlog_bytes),
-                capacity_bytes: store.space().max_bytes(),
+                records: backlog.records,
+                items: backlog.items,
+                bytes: backlog.bytes,
+                size: limit.map_or(backlog.bytes, |limit| backlog.measure(limit.sizer)),
+                capacity: limit.map_or(store.space().max_bytes(), |limit| limit.size),
                 held_ranges: subscription.status().held_ranges as u64,
                 retry_delay: destination.clock.status().delay,
             };
@@ -123,7 +127,7 @@ pub fn capacity_check(store: &Arc<Store>, budget: &Budget) -> impl Fn() -> Resul
         store
             .queues()
             .iter()
-            .try_for_each(|log| log.reserve(CAPACITY_PROBE_BYTES).map(drop))
+            .try_for_each(|log| log.reserve(Weight::request(CAPACITY_PROBE_BYTES)).map(drop))
             .map_err(|full| full.to_string())
     }
 }
@@ -174,10 +178,10 @@ fn volume_kind(kind: u64) -> Option<&'static str> {
 pub fn log_left_behind(data_dir: &Path, store: &Store) {
     let mut behind = 0;
     for log in store.queues() {
-        for cursor in log.status().cursors.iter().filter(|cursor| cursor.backlog_records > 0) {
-            behind += cursor.backlog_records;
+        for cursor in log.status().cursors.iter().filter(|cursor| cursor.backlog.records > 0) {
+            behind += cursor.backlog.records;
             tracing::info!(
-                queue = log.id(), exporter = %cursor.name, records = cursor.backlog_records,
+                queue = log.id(), exporter = %cursor.name, records = cursor.backlog.records,
                 "left in the queue; sent after the next start"
             );
         }

@@ -130,15 +130,19 @@ pub struct Sink {
 impl Sink {
     /// Serves OTLP/HTTP traces on a port of its own.
     pub async fn start() -> (Arc<Sink>, SocketAddr) {
-        let sink = Arc::new(Sink::default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("address");
+        (Sink::start_on(listener), address)
+    }
+
+    pub fn start_on(listener: tokio::net::TcpListener) -> Arc<Sink> {
+        let sink = Arc::new(Sink::default());
         let router = Router::new()
             .route("/v1/traces", post(take))
             .layer(axum::extract::DefaultBodyLimit::max(256 << 20))
             .with_state(Arc::clone(&sink));
         tokio::spawn(async move { axum::serve(listener, router).await });
-        (sink, address)
+        sink
     }
 }
 

@@ -1,0 +1,115 @@
+//! Settings of the whole process, seen from outside.
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use support::{Forebay, Sink, client, eventually, free_ports, request};
+
+/// A directory with a configuration: one `otlp` receiver over HTTP, one pipeline of traces.
+struct Setup {
+    dir: tempfile::TempDir,
+    http_port: u16,
+    health_port: u16,
+    metrics_port: u16,
+}
+
+impl Setup {
+    /// `exporter`: an entry of `exporters:`; `forebay`: the section's content, as flow maps.
+    fn new(id: &str, exporter: &str, forebay: &str) -> Setup {
+        let setup = Setup {
+            dir: tempfile::tempdir().expect("temporary directory"),
+            http_port: 0,
+            health_port: 0,
+            metrics_port: 0,
+        };
+        let [http_port, health_port, metrics_port] = free_ports();
+        let text = format!(
+            "receivers:\n  otlp: {{protocols: {{http: {{endpoint: 127.0.0.1:{http_port}}}}}}}\n\
+             exporters:\n  {id}: {exporter}\n\
+             extensions:\n  health_check: {{endpoint: 127.0.0.1:{health_port}}}\n\
+             forebay: {forebay}\n\
+             service:\n  extensions: [health_check]\n  \
+             telemetry: {{metrics: {{address: 127.0.0.1:{metrics_port}}}}}\n  \
+             pipelines:\n    traces: {{receivers: [otlp], exporters: [{id}]}}\n"
+        );
+        std::fs::write(setup.config(), text).expect("configuration written");
+        Setup { http_port, health_port, metrics_port, ..setup }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("forebay.yaml")
+    }
+
+    async fn start(&self, client: &reqwest::Client) -> Forebay {
+        let dir = self.dir.path();
+        let forebay = Forebay::start(&self.config(), &dir.join("data"), self.health_port, &dir.join("log"));
+        forebay.ready(client).await;
+        forebay
+    }
+
+    async fn post(&self, client: &reqwest::Client, name: &str) -> reqwest::Response {
+        let url = format!("http://127.0.0.1:{}/v1/traces", self.http_port);
+        let request = client.post(url).header("content-type", "application/x-protobuf");
+        request.body(self::request(&[name.to_owned()])).send().await.expect("answered")
+    }
+
+    /// The value of a series on the metrics page, by its name and a label.
+    async fn sample(&self, client: &reqwest::Client, name: &str, label: &str) -> Option<f64> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.metrics_port);
+        let text = client.get(url).send().await.ok()?.text().await.ok()?;
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")) && line.contains(label))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+}
+
+#[tokio::test]
+async fn a_full_sending_queue_answers_503_shows_in_the_metrics_and_takes_again_when_it_drains() {
+    let [dead_port] = free_ports();
+    let exporter = format!(
+        "{{endpoint: \"http://127.0.0.1:{dead_port}\", sending_queue: {{queue_size: 3}}, \
+         retry_on_failure: {{initial_interval: 20ms, max_interval: 100ms}}}}"
+    );
+    let setup = Setup::new("otlp_http", &exporter, "{}");
+    let client = client();
+    let forebay = setup.start(&client).await;
+    for n in 0..3 {
+        assert_eq!(setup.post(&client, &format!("span-{n}")).await.status(), 200);
+    }
+    let refused = setup.post(&client, "one-too-many").await;
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+    let body = String::from_utf8_lossy(&refused.bytes().await.expect("body")).into_owned();
+    assert!(body.contains("exporter \"otlp_http\"") && body.contains("3 of 3 requests"), "{body}");
+    let capacity = format!("http://127.0.0.1:{}/readyz?capacity=1", setup.health_port);
+    assert_eq!(client.get(capacity).send().await.expect("answered").status(), 503);
+    let label = "exporter=\"otlp_http\"";
+    assert_eq!(setup.sample(&client, "otelcol_exporter_queue_size", label).await, Some(3.0));
+    assert_eq!(setup.sample(&client, "otelcol_exporter_queue_capacity", label).await, Some(3.0));
+
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", dead_port)).await.expect("the port is still free");
+    let sink = Sink::start_on(listener);
+    eventually("the queue has drained", async || sink.taken.lock().len() == 3).await;
+    eventually("it takes again", async || setup.post(&client, "later").await.status() == 200).await;
+    assert_eq!(forebay.stop().await, 0);
+}
+
+#[test]
+fn validate_prints_the_outage_that_each_exporter_covers() {
+    let setup = Setup::new(
+        "otlp_http",
+        "{endpoint: \"https://example.org\", sending_queue: {queue_size: 1000}}",
+        "{queue: {max_size: 1GB}}",
+    );
+    let output = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .arg("validate")
+        .arg("--config")
+        .arg(setup.config())
+        .output()
+        .expect("forebay runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("at 100 requests, 10000 items, 5000000 stored bytes"), "{text}");
+    let line = text.lines().find(|line| line.contains("otlp_http")).expect("a line for it");
+    assert!(line.contains("10s") && line.contains("queue_size: 1000 requests"), "{line}");
+}
