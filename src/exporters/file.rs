@@ -6,7 +6,7 @@
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::otlp::json;
 use crate::settings::Table;
 
-use super::{Batch, BuildError, Class, Exporter, Failure, Outcome};
+use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome};
 
 const MAX_REQUEST_BYTES: u64 = 16_000_000;
 const ROTATE_AT_BYTES_DEFAULT: u64 = 100 << 20;
@@ -68,6 +68,18 @@ impl Settings {
     /// Makes a relative path absolute.
     pub fn resolve(&mut self, base: &Path) {
         self.path = base.join(&self.path);
+    }
+}
+
+impl super::Settings for Settings {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError> {
+        let mut settings = self.clone();
+        settings.resolve(context.data_dir);
+        Ok(Arc::new(build(&settings)?))
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 }
 
@@ -132,6 +144,10 @@ impl Exporter for File {
 
     fn leaves_machine(&self) -> bool {
         false
+    }
+
+    fn local_path(&self) -> Option<&Path> {
+        Some(&self.path)
     }
 }
 

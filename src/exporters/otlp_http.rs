@@ -1,5 +1,6 @@
 //! The `otlp_http` exporter: OTLP over HTTP with reqwest.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use crate::otlp::{Encoding, Signal, json};
 use crate::settings::{Secret, Table};
 
 use super::remote::{self, Compression};
-use super::{Batch, BuildError, Class, Exporter, Failure, Outcome, RemoteStatus, classify, tls};
+use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome, RemoteStatus, StatusPolicy, tls};
 
 /// Of an answer's body this much is read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -43,6 +44,7 @@ pub struct Settings {
     pub proxy_url: Option<String>,
     pub tls: tls::Settings,
     pub max_request_bytes: u64,
+    pub status_policy: StatusPolicy,
 }
 
 impl Default for Settings {
@@ -57,6 +59,7 @@ impl Default for Settings {
             proxy_url: None,
             tls: tls::Settings::default(),
             max_request_bytes: MAX_REQUEST_BYTES_DEFAULT,
+            status_policy: StatusPolicy::default(),
         }
     }
 }
@@ -90,6 +93,7 @@ impl Settings {
             proxy_url: table.text("proxy_url").filter(|url| !url.is_empty()),
             tls: table.table("tls", tls::Settings::read).unwrap_or_default(),
             max_request_bytes: MAX_REQUEST_BYTES_DEFAULT,
+            status_policy: StatusPolicy::default(),
         };
         if settings.endpoint.is_none()
             && settings.signal_endpoints.iter().all(Option::is_none)
@@ -134,6 +138,19 @@ impl Settings {
     }
 }
 
+impl super::Settings for Settings {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError> {
+        let mut settings = self.clone();
+        settings.max_request_bytes = context.max_request_bytes.unwrap_or(settings.max_request_bytes);
+        settings.status_policy = context.status_policy.clone();
+        Ok(Arc::new(build(&settings)?))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
 struct OtlpHttp {
     client: Client,
     urls: [Option<Url>; 3],
@@ -141,6 +158,7 @@ struct OtlpHttp {
     form: Form,
     headers: HeaderMap,
     max_request_bytes: u64,
+    status_policy: StatusPolicy,
 }
 
 pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
@@ -181,6 +199,7 @@ pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
         form: settings.form,
         headers,
         max_request_bytes: settings.max_request_bytes,
+        status_policy: settings.status_policy.clone(),
     })
 }
 
@@ -253,7 +272,7 @@ impl OtlpHttp {
                 (Some(body), false) => remote::outcome_of_answer(signal, &body),
             });
         }
-        let (class, too_large) = classify::http(status.as_u16());
+        let (class, too_large) = self.status_policy.http(status.as_u16());
         let said = body.as_deref().map(|body| words_of(body, is_json)).unwrap_or_default();
         let message = format!("{} answered {status}{}{said}", shown(url), if said.is_empty() { "" } else { ": " });
         Err(Failure { class, status: Some(RemoteStatus::Http(status.as_u16())), retry_after, too_large, message })
