@@ -1,27 +1,27 @@
 //! The `otlp_http` exporter: OTLP over HTTP with reqwest.
 
+mod client;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use prost::Message;
-use reqwest::{Client, Proxy, Response, Url, redirect};
+use reqwest::{Response, Url};
 
 use crate::otlp::{Encoding, Signal, json};
 use crate::settings::{Secret, Table};
 
 use super::remote::{self, Compression};
 use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome, RemoteStatus, StatusPolicy, tls};
+use client::{Clients, Target};
 
 /// Of an answer's body this much is read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// An idle connection is closed after this, so that a name that moved is looked up again.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const MAX_REQUEST_BYTES_DEFAULT: u64 = 16_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -152,8 +152,7 @@ impl super::Settings for Settings {
 }
 
 struct OtlpHttp {
-    client: Client,
-    urls: [Option<Url>; 3],
+    clients: Clients,
     encodings: [Encoding; 3],
     form: Form,
     headers: HeaderMap,
@@ -162,12 +161,12 @@ struct OtlpHttp {
 }
 
 pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
-    let mut urls = [None, None, None];
+    let mut targets = [None, None, None];
     let mut encodings = [Encoding::Identity; 3];
     for (index, signal) in Signal::ALL.into_iter().enumerate() {
-        urls[index] = settings.url(signal)?;
-        let host = urls[index].as_ref().and_then(Url::host_str).unwrap_or("");
-        encodings[index] = settings.compression.for_host(host);
+        let Some(url) = settings.url(signal)? else { continue };
+        encodings[index] = settings.compression.for_host(url.host_str().unwrap_or(""));
+        targets[index] = Some(Target::new(settings, url)?);
     }
     let mut headers = HeaderMap::new();
     for (name, value) in &settings.headers {
@@ -179,22 +178,8 @@ pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
         value.set_sensitive(true);
         headers.insert(name, value);
     }
-    let mut builder = Client::builder()
-        .tls_backend_preconfigured(tls::client_config(&settings.tls)?)
-        .user_agent(remote::USER_AGENT)
-        .timeout(settings.timeout)
-        .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
-        .redirect(redirect::Policy::none())
-        .tcp_nodelay(true)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT);
-    if let Some(proxy_url) = &settings.proxy_url {
-        let proxy = Proxy::all(proxy_url).map_err(|error| BuildError(format!("proxy_url \"{proxy_url}\": {error}")))?;
-        builder = builder.proxy(proxy);
-    }
-    let client = builder.build().map_err(|error| BuildError(format!("cannot set up the HTTP client: {error}")))?;
     Ok(OtlpHttp {
-        client,
-        urls,
+        clients: Clients::new(settings, targets)?,
         encodings,
         form: settings.form,
         headers,
@@ -220,7 +205,7 @@ fn local(class: Class, message: String) -> Failure {
 impl OtlpHttp {
     async fn send(&self, batch: Batch) -> Result<Outcome, Failure> {
         let index = batch.signal as usize - 1;
-        let Some(url) = &self.urls[index] else {
+        let Some(target) = &self.clients.targets[index] else {
             let message =
                 format!("no endpoint is configured for {0}; set endpoint or {0}_endpoint", batch.signal.name());
             return Err(local(Class::Destination, message));
@@ -238,17 +223,20 @@ impl OtlpHttp {
         let body = remote::compress(encoding, body)
             .await
             .map_err(|error| local(Class::Retryable, format!("failed to compress a batch: {error}")))?;
-        let mut request = self
-            .client
-            .post(url.clone())
+        let client = self.clients.of(index).await;
+        let mut request = client.post(target.request_url.clone());
+        if let Some(host) = &target.host_header {
+            request = request.header(HOST, host);
+        }
+        request = request
             .header(CONTENT_TYPE, HeaderValue::from_static(content_type))
             .headers(self.headers.clone())
             .body(body);
         if let Some(name) = remote::encoding_name(encoding) {
             request = request.header(CONTENT_ENCODING, HeaderValue::from_static(name));
         }
-        let response = request.send().await.map_err(|error| transport(url, &error))?;
-        self.outcome(batch.signal, url, response).await
+        let response = request.send().await.map_err(|error| transport(&target.url, &error))?;
+        self.outcome(batch.signal, &target.url, response).await
     }
 
     async fn outcome(&self, signal: Signal, url: &Url, response: Response) -> Result<Outcome, Failure> {
