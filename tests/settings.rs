@@ -87,10 +87,14 @@ async fn a_full_sending_queue_answers_503_shows_in_the_metrics_and_takes_again_w
     let label = "exporter=\"otlp_http\"";
     assert_eq!(setup.sample(&client, "otelcol_exporter_queue_size", label).await, Some(3.0));
     assert_eq!(setup.sample(&client, "otelcol_exporter_queue_capacity", label).await, Some(3.0));
+    let age = async || setup.sample(&client, "forebay_queue_oldest_age_seconds", label).await.expect("a sample");
+    let first = age().await;
+    assert!(first > 0.0 && age().await > first, "the oldest record ages: {first}");
 
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", dead_port)).await.expect("the port is still free");
     let sink = Sink::start_on(listener);
     eventually("the queue has drained", async || sink.taken.lock().len() == 3).await;
+    eventually("nothing waits", async || age().await == 0.0).await;
     eventually("it takes again", async || setup.post(&client, "later").await.status() == 200).await;
     assert_eq!(forebay.stop().await, 0);
 }

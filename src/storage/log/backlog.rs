@@ -10,7 +10,7 @@ use crate::storage::cursor::Cursor;
 use crate::storage::segment::{self, HEADER_PAGE_LEN, ScanResult};
 use crate::storage::space::{Full, Reservation};
 
-use super::{Log, Segment, State};
+use super::{Log, Position, Segment, State};
 
 /// Segments that opening reads to count what a cursor has left in them. Segments settled in part beyond these are
 /// estimated, and the estimate ends when the cursor has settled everything.
@@ -80,6 +80,29 @@ impl Log {
         if let Some(tally) = self.tally(cursor) {
             tally.set_limit(Limit { sizer, size });
         }
+    }
+
+    /// The oldest record that the cursor has not settled: its sequence, and when it was received (ns since 1970). Reads
+    /// the disk unless it is in memory or still the one that is `known`; None when nothing waits or it cannot be read.
+    pub fn oldest_unsettled(&self, cursor: &str, known: Option<(u64, u64)>) -> Option<(u64, u64)> {
+        let low = {
+            let state = self.inner.state.lock();
+            let low = state.cursors.get(cursor)?.low();
+            if low >= state.durable_end {
+                return None;
+            }
+            low
+        };
+        if let Some(known) = known.filter(|(sequence, _)| *sequence >= low) {
+            return Some(known);
+        }
+        let from = Position::at(low);
+        let chunk = match self.read_tail(from, 1, 1) {
+            Some(chunk) => chunk,
+            // Whoever delivers it meets the same error, and reports it.
+            None => self.read_file(from, 1, 1).ok()?,
+        };
+        chunk.records.first().map(|record| (record.sequence, record.received_unix_ns))
     }
 
     pub(super) fn limit_of(&self, cursor: &str) -> Option<Limit> {
