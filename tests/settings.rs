@@ -2,67 +2,10 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::process::Command;
 
-use support::{Forebay, Sink, client, eventually, free_ports, request};
-
-/// A directory with a configuration: one `otlp` receiver over HTTP, one pipeline of traces.
-struct Setup {
-    dir: tempfile::TempDir,
-    http_port: u16,
-    health_port: u16,
-    metrics_port: u16,
-}
-
-impl Setup {
-    /// `exporter`: an entry of `exporters:`; `forebay`: the section's content, as flow maps.
-    fn new(id: &str, exporter: &str, forebay: &str) -> Setup {
-        let setup = Setup {
-            dir: tempfile::tempdir().expect("temporary directory"),
-            http_port: 0,
-            health_port: 0,
-            metrics_port: 0,
-        };
-        let [http_port, health_port, metrics_port] = free_ports();
-        let text = format!(
-            "receivers:\n  otlp: {{protocols: {{http: {{endpoint: 127.0.0.1:{http_port}}}}}}}\n\
-             exporters:\n  {id}: {exporter}\n\
-             extensions:\n  health_check: {{endpoint: 127.0.0.1:{health_port}}}\n\
-             forebay: {forebay}\n\
-             service:\n  extensions: [health_check]\n  \
-             telemetry: {{metrics: {{address: 127.0.0.1:{metrics_port}}}}}\n  \
-             pipelines:\n    traces: {{receivers: [otlp], exporters: [{id}]}}\n"
-        );
-        std::fs::write(setup.config(), text).expect("configuration written");
-        Setup { http_port, health_port, metrics_port, ..setup }
-    }
-
-    fn config(&self) -> PathBuf {
-        self.dir.path().join("forebay.yaml")
-    }
-
-    async fn start(&self, client: &reqwest::Client) -> Forebay {
-        let dir = self.dir.path();
-        let forebay = Forebay::start(&self.config(), &dir.join("data"), self.health_port, &dir.join("log"));
-        forebay.ready(client).await;
-        forebay
-    }
-
-    async fn post(&self, client: &reqwest::Client, name: &str) -> reqwest::Response {
-        let url = format!("http://127.0.0.1:{}/v1/traces", self.http_port);
-        let request = client.post(url).header("content-type", "application/x-protobuf");
-        request.body(self::request(&[name.to_owned()])).send().await.expect("answered")
-    }
-
-    /// The value of a series on the metrics page, by its name and a label.
-    async fn sample(&self, client: &reqwest::Client, name: &str, label: &str) -> Option<f64> {
-        let url = format!("http://127.0.0.1:{}/metrics", self.metrics_port);
-        let text = client.get(url).send().await.ok()?.text().await.ok()?;
-        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")) && line.contains(label))?;
-        line.rsplit(' ').next()?.parse().ok()
-    }
-}
+use support::setup::Setup;
+use support::{Sink, client, eventually, free_ports};
 
 #[tokio::test]
 async fn a_full_sending_queue_answers_503_shows_in_the_metrics_and_takes_again_when_it_drains() {

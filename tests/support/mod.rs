@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod setup;
+
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -51,8 +53,26 @@ pub struct Forebay {
 
 impl Forebay {
     pub fn start(config: &Path, data_dir: &Path, health_port: u16, log: &Path) -> Forebay {
+        Forebay::start_with(config, data_dir, health_port, log, &[])
+    }
+
+    /// `variables` are all that its environment says of proxies and authorities.
+    pub fn start_with(
+        config: &Path,
+        data_dir: &Path,
+        health_port: u16,
+        log: &Path,
+        variables: &[(&str, &str)],
+    ) -> Forebay {
         let log = std::fs::File::options().create(true).append(true).open(log).expect("log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+            command.env_remove(name).env_remove(name.to_ascii_lowercase());
+        }
+        let child = command
+            .env_remove("SSL_CERT_FILE")
+            .env_remove("SSL_CERT_DIR")
+            .envs(variables.iter().copied())
             .arg("run")
             .arg("--config")
             .arg(config)
