@@ -96,7 +96,11 @@ struct File {
 
 /// Opens the file (made if it is not there) and starts its writer.
 pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
-    let mut writer = writer::Writer::open(settings).map_err(|error| {
+    build_on(settings, writer::RealDisk)
+}
+
+fn build_on(settings: &Settings, disk: impl writer::Disk) -> Result<File, BuildError> {
+    let mut writer = writer::Writer::open(settings, disk).map_err(|error| {
         BuildError(format!("cannot open {}: {error}; check `path` and its permissions", settings.path.display()))
     })?;
     let (sender, receiver) = mpsc::sync_channel(WAITING_MAX);
