@@ -5,6 +5,7 @@ pub mod debug;
 pub mod file;
 pub mod otlp_grpc;
 pub mod otlp_http;
+pub mod payload;
 pub mod remote;
 pub mod tls;
 
@@ -12,12 +13,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::otlp::{Metadata, Signal};
 use crate::settings::Kind;
 pub use classify::StatusPolicy;
+
+pub use payload::Payload;
 
 /// Why an exporter cannot be made: a mistake in its settings that only building it shows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +79,7 @@ pub trait Settings: std::fmt::Debug + Send + Sync {
 pub struct Batch {
     pub signal: Signal,
     pub items: u64,
-    pub payload: Bytes,
+    pub payload: Payload,
     pub metadata: Metadata,
 }
 

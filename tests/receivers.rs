@@ -133,7 +133,7 @@ fn one_span() -> Vec<u8> {
 }
 
 fn traces(payload: Vec<u8>) -> Batch {
-    Batch { signal: Signal::Traces, items: 1, payload: Bytes::from(payload), metadata: Vec::new() }
+    Batch { signal: Signal::Traces, items: 1, payload: Bytes::from(payload).into(), metadata: Vec::new() }
 }
 
 /// The message of the `google.rpc.Status` that every error's body is.

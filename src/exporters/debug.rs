@@ -63,7 +63,7 @@ impl Exporter for Debug {
                 Verbosity::Normal => tracing::info!(exporter = %self.id, signal, items, bytes, "received"),
                 Verbosity::Detailed => {
                     let mut text = Vec::new();
-                    match json::write_json(batch.signal, &batch.payload, &mut text) {
+                    match json::write_json(batch.signal, &batch.payload.into_bytes(), &mut text) {
                         Ok(()) => {
                             text.truncate(DETAIL_BYTES_MAX);
                             let detail = String::from_utf8_lossy(&text);

@@ -118,10 +118,9 @@ impl Exporter for File {
                 Outcome::Failed(Failure { class, status: None, retry_after: None, too_large: false, message })
             };
             let mut line = Vec::with_capacity(batch.payload.len() * 2);
-            if let Err(error) = json::write_json(batch.signal, &batch.payload, &mut line) {
+            if let Err(error) = json::write_json(batch.signal, &batch.payload.into_bytes(), &mut line) {
                 return failed(Class::Batch, format!("a batch cannot be written as JSON: {error}"));
             }
-            drop(batch);
             line.push(b'\n');
             let (answer, answered) = oneshot::channel();
             let sender = self.sender.clone();

@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
 use http::{Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use prost::Message;
 use tonic::body::Body;
 use tonic::transport::Channel;
@@ -26,7 +26,7 @@ use crate::otlp::{Encoding, compression};
 use crate::settings::{Secret, Table};
 
 use super::remote::{self, Compression};
-use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome, RemoteStatus, StatusPolicy, tls};
+use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome, Payload, RemoteStatus, StatusPolicy, tls};
 
 pub const MAX_REQUEST_BYTES_DEFAULT: u64 = 4_000_000;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -206,13 +206,13 @@ impl OtlpGrpc {
         let message = remote::compress(self.encoding, batch.payload)
             .await
             .map_err(|error| local(format!("failed to compress a batch: {error}")))?;
-        let mut framed = BytesMut::with_capacity(PREFIX_LEN + message.len());
-        framed.put_u8(u8::from(self.encoding != Encoding::Identity));
+        let mut prefix = BytesMut::with_capacity(PREFIX_LEN);
+        prefix.put_u8(u8::from(self.encoding != Encoding::Identity));
         let len = u32::try_from(message.len()).map_err(|_| local("a batch is beyond gRPC's 4 GiB".to_owned()))?;
-        framed.put_u32(len);
-        framed.extend_from_slice(&message);
-        drop(message);
-        let mut request = Request::new(Body::new(Full::new(framed.freeze())));
+        prefix.put_u32(len);
+        let mut framed = Payload::from(prefix.freeze());
+        message.pieces().for_each(|piece| framed.push(piece.clone()));
+        let mut request = Request::new(Body::new(framed));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::from_static(batch.signal.grpc_path());
         *request.headers_mut() = self.headers.clone();

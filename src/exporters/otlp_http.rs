@@ -16,7 +16,7 @@ use crate::otlp::{Encoding, Signal, json};
 use crate::settings::{Secret, Table};
 
 use super::remote::{self, Compression};
-use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome, RemoteStatus, StatusPolicy, tls};
+use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome, Payload, RemoteStatus, StatusPolicy, tls};
 use client::{Clients, Target};
 
 /// Of an answer's body this much is read.
@@ -213,10 +213,11 @@ impl OtlpHttp {
         let (body, content_type) = match self.form {
             Form::Proto => (batch.payload, "application/x-protobuf"),
             Form::Json => {
-                let mut text = Vec::with_capacity(batch.payload.len() * 2);
-                json::write_json(batch.signal, &batch.payload, &mut text)
+                let payload = batch.payload.into_bytes();
+                let mut text = Vec::with_capacity(payload.len() * 2);
+                json::write_json(batch.signal, &payload, &mut text)
                     .map_err(|error| local(Class::Batch, format!("a batch cannot be written as JSON: {error}")))?;
-                (Bytes::from(text), "application/json")
+                (Payload::from(Bytes::from(text)), "application/json")
             }
         };
         let encoding = self.encodings[index];
@@ -231,7 +232,7 @@ impl OtlpHttp {
         request = request
             .header(CONTENT_TYPE, HeaderValue::from_static(content_type))
             .headers(self.headers.clone())
-            .body(body);
+            .body(reqwest::Body::wrap(body));
         if let Some(name) = remote::encoding_name(encoding) {
             request = request.header(CONTENT_ENCODING, HeaderValue::from_static(name));
         }

@@ -15,7 +15,7 @@ use crate::settings::{Entry, Node, Origin, Value};
 fn batch(name: &str) -> Batch {
     let text = format!("{{\"resourceSpans\":[{{\"scopeSpans\":[{{\"spans\":[{{\"name\":\"{name}\"}}]}}]}}]}}");
     let payload: Bytes = json::to_protobuf(Signal::Traces, text.as_bytes()).expect("valid");
-    Batch { signal: Signal::Traces, items: 1, payload, metadata: Vec::new() }
+    Batch { signal: Signal::Traces, items: 1, payload: payload.into(), metadata: Vec::new() }
 }
 
 /// A policy as it is written.

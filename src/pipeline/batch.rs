@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::exporters::{Batch, Payload};
 use crate::otlp::compression::{self, InflateError};
 use crate::otlp::{Encoding, Signal};
 use crate::queue::metadata;
@@ -22,7 +23,7 @@ pub enum BuildError {
 }
 
 /// Builds the request for `records` (at least one, all of one signal and with the same metadata).
-pub async fn build(signal: Signal, records: &[Record]) -> Result<crate::exporters::Batch, BuildError> {
+pub async fn build(signal: Signal, records: &[Record]) -> Result<Batch, BuildError> {
     let items = records.iter().map(|record| u64::from(record.items)).sum();
     let metadata = records.first().map(|record| metadata::decode(&record.metadata)).unwrap_or_default();
     let compressed: u64 = records
@@ -30,32 +31,30 @@ pub async fn build(signal: Signal, records: &[Record]) -> Result<crate::exporter
         .filter(|record| record.encoding != Encoding::Identity as u8)
         .map(|record| u64::from(record.raw_len))
         .sum();
-    let payload = match records {
-        [only] if only.encoding == Encoding::Identity as u8 => only.payload.clone(),
-        _ if compressed <= INLINE_INFLATE_BYTES_MAX => merge(records)?,
-        _ => {
-            let records = records.to_vec();
-            tokio::task::spawn_blocking(move || merge(&records)).await.map_err(|_| BuildError::Cancelled)??
-        }
+    let payload = if compressed <= INLINE_INFLATE_BYTES_MAX {
+        merge(records)?
+    } else {
+        let records = records.to_vec();
+        tokio::task::spawn_blocking(move || merge(&records)).await.map_err(|_| BuildError::Cancelled)??
     };
-    Ok(crate::exporters::Batch { signal, items, payload, metadata })
+    Ok(Batch { signal, items, payload, metadata })
 }
 
-fn merge(records: &[Record]) -> Result<Bytes, BuildError> {
-    let raw_len: usize = records.iter().map(|record| record.raw_len as usize).sum();
-    let mut merged = Vec::with_capacity(raw_len);
-    let mut scratch = Vec::new();
+/// Records that were stored as they are go into the request as they are; others are inflated.
+fn merge(records: &[Record]) -> Result<Payload, BuildError> {
+    let mut payload = Payload::default();
     for record in records {
         let encoding = Encoding::from_u8(record.encoding)
             .ok_or(BuildError::Encoding { sequence: record.sequence, encoding: record.encoding })?;
         if encoding == Encoding::Identity {
-            merged.extend_from_slice(&record.payload);
+            payload.push(record.payload.clone());
             continue;
         }
+        let mut inflated = Vec::with_capacity(record.raw_len as usize);
         // It was inflated to this very length before it was accepted.
-        compression::inflate(encoding, &record.payload, record.raw_len as usize, &mut scratch, &mut |_| true)
+        compression::inflate(encoding, &record.payload, record.raw_len as usize, &mut inflated, &mut |_| true)
             .map_err(|cause| BuildError::Inflate { sequence: record.sequence, cause })?;
-        merged.extend_from_slice(&scratch);
+        payload.push(Bytes::from(inflated));
     }
-    Ok(Bytes::from(merged))
+    Ok(payload)
 }

@@ -14,7 +14,7 @@ use crate::otlp::{Signal, wire};
 fn batch(name: &str) -> Batch {
     let text = format!("{{\"resourceSpans\":[{{\"scopeSpans\":[{{\"spans\":[{{\"name\":\"{name}\"}}]}}]}}]}}");
     let payload = json::to_protobuf(Signal::Traces, text.as_bytes()).expect("valid");
-    Batch { signal: Signal::Traces, items: 1, payload, metadata: Vec::new() }
+    Batch { signal: Signal::Traces, items: 1, payload: payload.into(), metadata: Vec::new() }
 }
 
 fn settings(dir: &Path) -> Settings {

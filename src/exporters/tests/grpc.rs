@@ -54,7 +54,7 @@ async fn a_request_is_one_framed_message_to_export_with_headers_as_metadata() {
         assert_eq!(u32::from_be_bytes(asked.body[1..5].try_into().expect("four")) as usize, asked.body.len() - 5);
         let mut out = Vec::new();
         compression::inflate(encoding, &asked.body[5..], 1 << 20, &mut out, &mut |_| true).expect("inflates");
-        assert_eq!(out, batch("a").payload);
+        assert_eq!(out, batch("a").payload.into_bytes());
     }
 }
 

@@ -38,7 +38,7 @@ async fn a_request_is_a_protobuf_post_to_the_signals_path_with_our_user_agent() 
     assert_eq!(asked.headers["content-type"], "application/x-protobuf");
     assert_eq!(asked.headers["user-agent"], remote::USER_AGENT);
     assert!(!asked.headers.contains_key("content-encoding"), "auto does not compress to this machine");
-    assert_eq!(asked.body, batch("a").payload);
+    assert_eq!(asked.body, batch("a").payload.into_bytes());
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn every_compression_inflates_to_the_payload_and_is_named() {
         assert_eq!(asked.headers["content-encoding"], name);
         let mut out = Vec::new();
         compression::inflate(encoding, &asked.body, 1 << 20, &mut out, &mut |_| true).expect("inflates");
-        assert_eq!(out, batch("a").payload);
+        assert_eq!(out, batch("a").payload.into_bytes());
     }
 }
 
@@ -69,7 +69,7 @@ async fn json_is_sent_as_json_and_configured_headers_go_along() {
     assert_eq!(asked.path, "/api/public/otel/v1/traces");
     assert_eq!(asked.headers["content-type"], "application/json");
     assert_eq!(asked.headers["authorization"], "Bearer t");
-    assert_eq!(json::to_protobuf(Signal::Traces, &asked.body).expect("JSON"), batch("a").payload);
+    assert_eq!(json::to_protobuf(Signal::Traces, &asked.body).expect("JSON"), batch("a").payload.into_bytes());
 }
 
 #[tokio::test]
