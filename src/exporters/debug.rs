@@ -1,12 +1,14 @@
 //! The `debug` exporter: a line per request in the log.
 
+use std::sync::Arc;
+
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::otlp::json;
 use crate::settings::Table;
 
-use super::{Batch, BuildError, Exporter, Outcome};
+use super::{Batch, BuildError, Context, Exporter, Outcome};
 
 /// Of a request's JSON this much is logged with `verbosity: detailed`.
 const DETAIL_BYTES_MAX: usize = 64 << 10;
@@ -30,6 +32,16 @@ impl Settings {
         table.unsupported(&["sampling_initial", "sampling_thereafter", "use_internal_logger", "output_paths"]);
         let choices = [("basic", Verbosity::Basic), ("normal", Verbosity::Normal), ("detailed", Verbosity::Detailed)];
         Settings { verbosity: table.choice("verbosity", &choices).unwrap_or_default() }
+    }
+}
+
+impl super::Settings for Settings {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError> {
+        Ok(Arc::new(build(context.id, self)?))
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 }
 

@@ -6,7 +6,7 @@
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::otlp::json;
 use crate::settings::Table;
 
-use super::{Batch, BuildError, Class, Exporter, Failure, Outcome};
+use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome};
 
 const MAX_REQUEST_BYTES: u64 = 16_000_000;
 const ROTATE_AT_BYTES_DEFAULT: u64 = 100 << 20;
@@ -71,6 +71,18 @@ impl Settings {
     }
 }
 
+impl super::Settings for Settings {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError> {
+        let mut settings = self.clone();
+        settings.resolve(context.data_dir);
+        Ok(Arc::new(build(&settings)?))
+    }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+}
+
 /// A line on its way to the file.
 struct Waiting {
     line: Vec<u8>,
@@ -84,7 +96,11 @@ struct File {
 
 /// Opens the file (made if it is not there) and starts its writer.
 pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
-    let mut writer = writer::Writer::open(settings).map_err(|error| {
+    build_on(settings, writer::RealDisk)
+}
+
+fn build_on(settings: &Settings, disk: impl writer::Disk) -> Result<File, BuildError> {
+    let mut writer = writer::Writer::open(settings, disk).map_err(|error| {
         BuildError(format!("cannot open {}: {error}; check `path` and its permissions", settings.path.display()))
     })?;
     let (sender, receiver) = mpsc::sync_channel(WAITING_MAX);
@@ -131,6 +147,10 @@ impl Exporter for File {
 
     fn leaves_machine(&self) -> bool {
         false
+    }
+
+    fn local_path(&self) -> Option<&Path> {
+        Some(&self.path)
     }
 }
 

@@ -249,7 +249,7 @@ async fn put_at(log: &Log, received_unix_ns: u64) {
         payload: Bytes::from_static(b"span"),
         guard: Arc::new(()),
     };
-    let reservation = log.reserve(record.stored_len()).expect("room");
+    let reservation = log.reserve(record.weight()).expect("room");
     let _receipt = log.append(reservation, record).await.expect("answered").expect("durable");
 }
 
