@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, Health, Phase};
 use crate::config::{LogEncoding, Plan, ShutdownPlan};
 use crate::pipeline::Drain;
-use crate::queue::Budget;
+use crate::queue::{Budget, Overflow};
 use crate::receivers::listen::BindError;
 use crate::storage::{Options, RealDisk, Store, StoreError};
 use crate::telemetry;
@@ -129,6 +129,7 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let drain = Drain::default();
     let deliveries = TaskTracker::new();
     let built = build::build(&plan, &data_dir, &store, &memory, &drain, &deliveries)?;
+    let overflow = Overflow::start(&store, built.givers).map_err(|error| setup(&error))?;
     let budget = Budget::new(memory.intake_bytes);
     figures.set(Arc::clone(&store), budget.clone(), built.subscriptions);
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, &budget));
@@ -155,7 +156,10 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     });
     stop(&plan.shutdown, &health, &receivers_end, &serving, &drain, &deliveries).await;
     let closing = Arc::clone(&store);
-    tokio::task::spawn_blocking(move || closing.close()).await.map_err(|error| setup(&error))?;
+    tokio::task::spawn_blocking(move || {
+        overflow.close();
+        closing.close();
+    }).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
     Ok(())

@@ -17,7 +17,7 @@ use super::catalog::{
 };
 use super::cursor::{PERSISTED_RANGES_MAX, StartAt};
 use super::disk::Disk;
-use super::log::{Log, Observer, QueueSnapshot, Shared};
+use super::log::{Log, Observer, QueueSnapshot, Shared, Signal};
 use super::recovery::{self, QueueReport};
 use super::space::Space;
 use super::witness::{Account, QueueAccount, Witness};
@@ -185,6 +185,7 @@ impl Store {
                 .syncs_per_second_max
                 .map_or(Duration::ZERO, |n| Duration::from_secs(1) / n.max(1)),
             dirty: Arc::default(),
+            pressure: Arc::default(),
         };
         let generation = contents.meta.generation.max(witnessed.generation) + 1;
         report.generation = generation;
@@ -293,6 +294,11 @@ impl Store {
 
     pub fn space(&self) -> &Arc<Space> {
         &self.shared.space
+    }
+
+    /// Raised when a queue needs room that is not there.
+    pub fn pressure(&self) -> &Arc<Signal> {
+        &self.shared.pressure
     }
 
     pub fn segment_bytes(&self) -> u64 {
