@@ -18,7 +18,7 @@ use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, Health, Phase};
+use crate::admin::{self, Health, Phase, control};
 use crate::config::{LogEncoding, Plan, ShutdownPlan};
 use crate::pipeline::Drain;
 use crate::queue::{Budget, Overflow};
@@ -131,6 +131,10 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let built = build::build(&plan, &data_dir, &store, &memory, &drain, &deliveries)?;
     let overflow = Overflow::start(&store, built.givers).map_err(|error| setup(&error))?;
     let budget = Budget::new(memory.intake_bytes);
+    let retry = observe::answer_control(&built.subscriptions);
+    if let Err(error) = control::serve(&data_dir, retry, pages_end.clone()) {
+        tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` cannot reach this process");
+    }
     figures.set(Arc::clone(&store), budget.clone(), built.subscriptions);
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, &budget));
 
@@ -159,7 +163,9 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     tokio::task::spawn_blocking(move || {
         overflow.close();
         closing.close();
-    }).await.map_err(|error| setup(&error))?;
+    })
+    .await
+    .map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
     Ok(())

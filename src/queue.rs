@@ -14,9 +14,9 @@ use std::time::Duration;
 use crate::otlp::{Encoding, Metadata, Signal};
 pub use crate::storage::Durable;
 pub use budget::{Budget, Permit};
+pub use lease::Lease;
 pub use overflow::{Giver, Overflow};
 pub use router::Router;
-pub use lease::Lease;
 pub use subscription::{GivenUp, LeaseLimits, Settled, Subscription, SubscriptionStatus};
 
 /// One request, validated, on its way into the queues of its pipelines.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! data directory
-//!   LOCK  FORMAT  witness
+//!   LOCK  FORMAT  witness  admin.sock (the running process's, made by `admin`)
 //!   catalog/                      sled: segment rows, cursor rows, generation; rebuildable
 //!   queues/<queue id>/<id>.seg    the source of truth: records, synced before they are acknowledged
 //!
@@ -30,11 +30,13 @@ pub mod cursor;
 pub mod disk;
 pub mod log;
 pub mod ranges;
+pub mod read_only;
 pub mod record;
 pub mod recovery;
 pub mod segment;
 pub mod space;
 pub mod store;
+pub mod survey;
 pub mod witness;
 
 pub use backlog::{Limit, Weight};

@@ -10,11 +10,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{ExporterPlan, Plan, StartAt as PlannedStart};
 use crate::exporters::Context;
+use crate::otlp::Signal;
 use crate::pipeline::{self, BatchPolicy, Destination, Drain, RetryPolicy};
 use crate::queue::{Giver, Router, Subscription};
 use crate::receivers::otlp::Bound;
 use crate::settings::{OnFull, Sizer};
-use crate::otlp::Signal;
 use crate::storage::{Log, StartAt, Store, Weight};
 use crate::telemetry::{self, ExporterMetrics};
 

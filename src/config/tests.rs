@@ -421,7 +421,8 @@ forebay:
     let plan = load_plan(&sources(&["base.yaml", "c.yaml"], &[]), &world).expect("valid");
     let by_id = |id: &str| plan.exporters.iter().find(|exporter| exporter.id == id).expect("there").on_full;
     assert_eq!([by_id("debug"), by_id("debug/b")], [OnFull::Drop, OnFull::Block]);
-    let blocking: Vec<_> = plan.warnings.iter().map(ToString::to_string).filter(|line| line.contains("share one queue")).collect();
+    let blocking: Vec<_> =
+        plan.warnings.iter().map(ToString::to_string).filter(|line| line.contains("share one queue")).collect();
     assert_eq!(blocking.len(), 1, "{blocking:?}");
     assert!(blocking[0].contains("`debug/b`, `debug/c` of the pipeline `traces`"), "{blocking:?}");
     let errors = errors_over_base("forebay:\n  exporters:\n    debug: {on_full: park}\n");

@@ -49,9 +49,7 @@ impl Delivery {
             Some(lease) => lease,
             None => return Ok(None),
         };
-        let is_small = |lease: &Lease| {
-            item_count(lease) < policy.min_items
-        };
+        let is_small = |lease: &Lease| item_count(lease) < policy.min_items;
         if is_small(&lease) && !policy.flush_timeout.is_zero() && self.destination.clock.is_open() {
             let flush_at = oldest(&lease) + policy.flush_timeout;
             tokio::select! {

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::Instant;
 
-use crate::storage::log::Position;
 use crate::storage::log::Enough;
+use crate::storage::log::Position;
 use crate::storage::{Log, RangeSet, Record, Weight};
 
 use super::Lease;
@@ -186,13 +186,15 @@ impl Subscription {
         book.held.iter().map(|held| held.retry_at).min()
     }
 
-    /// Everything set aside is to be tried now.
-    pub fn retry_held(&self) {
+    /// Everything set aside is to be tried now; how many ranges that are.
+    pub fn retry_held(&self) -> u64 {
         let mut book = self.book.lock();
         let held = std::mem::take(&mut book.held);
+        let count = held.len() as u64;
         book.redeliver.extend(held.into_iter().map(|held| held.range));
         drop(book);
         self.changed.notify_waiters();
+        count
     }
 
     /// By how much the backlog is beyond `queue_size`, where records may be given up.
@@ -265,7 +267,8 @@ impl Subscription {
             return Ok(None);
         }
         if self.gives_way
-            && let Some(low) = self.log.cursor(&self.cursor).map(|cursor| cursor.low()).filter(|low| *low > position.sequence)
+            && let Some(low) =
+                self.log.cursor(&self.cursor).map(|cursor| cursor.low()).filter(|low| *low > position.sequence)
         {
             *position = Position::at(low);
         }
@@ -287,7 +290,12 @@ impl Subscription {
     }
 
     /// Records from `from` up to `until`, cut where the metadata changes, and the position behind them.
-    pub(super) async fn read(&self, from: Position, until: u64, limits: LeaseLimits) -> std::io::Result<(Vec<Record>, Position)> {
+    pub(super) async fn read(
+        &self,
+        from: Position,
+        until: u64,
+        limits: LeaseLimits,
+    ) -> std::io::Result<(Vec<Record>, Position)> {
         let chunk = match self.log.read_tail(from, limits.bytes_max, limits.records_max) {
             Some(chunk) => chunk,
             None => {

@@ -1,6 +1,7 @@
 //! One queue's segment log: append on its writer thread, read what is durable, settle, reclaim.
 
 pub(super) mod backlog;
+mod forget;
 mod overflow;
 mod prepare;
 mod read;

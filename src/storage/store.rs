@@ -1,5 +1,7 @@
 //! The data directory: opened once per process, checkpointed by its keeper thread.
 
+mod mend;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -488,7 +490,7 @@ fn read_text(disk: &dyn Disk, path: &Path) -> String {
     String::from_utf8_lossy(&bytes[..read]).trim().to_owned()
 }
 
-fn check_format(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+pub(super) fn check_format(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     let path = dir.join("FORMAT");
     let entries = disk.list(dir).map_err(StoreError::io("read", dir))?;
     if !entries.iter().any(|entry| entry.name == "FORMAT") {

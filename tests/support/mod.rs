@@ -155,6 +155,10 @@ pub struct Sink {
     pub requests: AtomicU64,
     /// Every n-th request is answered 503 (0: none).
     pub fail_every: AtomicU64,
+    /// Every request is answered with this status (0: as it deserves).
+    pub refuse_with: AtomicU64,
+    /// Each answer comes this much later.
+    pub delay_ms: AtomicU64,
 }
 
 impl Sink {
@@ -181,6 +185,11 @@ async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> StatusCode {
     let fail_every = sink.fail_every.load(Ordering::SeqCst);
     if fail_every > 0 && number.is_multiple_of(fail_every) {
         return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    tokio::time::sleep(Duration::from_millis(sink.delay_ms.load(Ordering::SeqCst))).await;
+    let refuse_with = sink.refuse_with.load(Ordering::SeqCst);
+    if refuse_with > 0 {
+        return StatusCode::from_u16(refuse_with as u16).expect("a status");
     }
     let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
     let mut taken = sink.taken.lock();

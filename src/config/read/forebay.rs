@@ -48,11 +48,9 @@ pub fn read(table: &mut Table<'_>) -> Forebay {
     later(table, &["dead_letters", "dedup", "admin"]);
     let origin = table.origin_of("data_dir");
     let data_dir = table.text("data_dir").map(|path| DataDirSetting { path: PathBuf::from(path), origin });
-    let queue = table.table("queue", |table| {
-        QueuePlan {
-            max_size_bytes: at_least(table, "max_size", QUEUE_BYTES_MIN),
-            on_full: OnFull::read(table).unwrap_or_default(),
-        }
+    let queue = table.table("queue", |table| QueuePlan {
+        max_size_bytes: at_least(table, "max_size", QUEUE_BYTES_MIN),
+        on_full: OnFull::read(table).unwrap_or_default(),
     });
     let shutdown = table.table("shutdown", |table| {
         let default = ShutdownPlan::default();

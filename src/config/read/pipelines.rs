@@ -164,7 +164,12 @@ pub fn exporters(written: &mut Written, resolved: &Resolved, problems: &mut Prob
 }
 
 /// One dead destination stops the intake of all that share its queue and block: somebody should know that beforehand.
-pub fn warn_of_blocking(written: &Written, pipelines: &[PipelinePlan], exporters: &[ExporterPlan], problems: &mut Problems) {
+pub fn warn_of_blocking(
+    written: &Written,
+    pipelines: &[PipelinePlan],
+    exporters: &[ExporterPlan],
+    problems: &mut Problems,
+) {
     for pipeline in pipelines {
         let blocks = |id: &&String| exporters.iter().any(|e| e.id == **id && e.on_full == OnFull::Block);
         let blocking: Vec<&str> = pipeline.exporters.iter().filter(blocks).map(String::as_str).collect();

@@ -79,7 +79,8 @@ impl Log {
     /// Bytes of segments that everyone has settled: they come back with the next checkpoint.
     pub fn reclaimable_bytes(&self) -> u64 {
         let state = self.inner.state.lock();
-        let settled = |range: Range<u64>| state.cursors.values().all(|cursor: &Cursor| cursor.has_settled(range.clone()));
+        let settled =
+            |range: Range<u64>| state.cursors.values().all(|cursor: &Cursor| cursor.has_settled(range.clone()));
         let sealed = state.segments.values().filter(|s| s.state != SegmentState::Active && s.records > 0);
         sealed.filter(|s| settled(s.first..s.last + 1)).map(|s| s.allocated_bytes).sum()
     }
@@ -91,7 +92,8 @@ impl Log {
         let is_enough = |sum: &Weight| enough.is_some_and(|(sizer, size)| sum.measure(sizer) >= size);
         let segments: Vec<_> = {
             let state = self.inner.state.lock();
-            let within = state.segments.values().filter(|s| s.records > 0 && s.last >= range.start && s.first < range.end);
+            let within =
+                state.segments.values().filter(|s| s.records > 0 && s.last >= range.start && s.first < range.end);
             within
                 .map(|s| {
                     let bytes = s.valid_end - HEADER_PAGE_LEN;
