@@ -83,7 +83,8 @@ async fn nothing_acknowledged_is_lost_however_the_destination_misbehaves_and_the
     destination.set(Mood::Well);
     let forebay = setup.start(&client).await;
     ledger.sent.lock().insert("probe".to_owned());
-    assert!(setup.post(&client, "probe").await.status().is_success(), "seed {seed}: it takes no new request");
+    // A long run ends with a full queue: then room has to come first.
+    eventually("it takes a new request", async || setup.post(&client, "probe").await.status().is_success()).await;
     ledger.acknowledged.lock().insert("probe".to_owned());
     eventually("everything acknowledged is delivered, the probe too", async || {
         let taken = destination.taken.lock();

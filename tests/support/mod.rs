@@ -152,6 +152,8 @@ pub type Taken = BTreeMap<String, (u64, Vec<u8>)>;
 #[derive(Default)]
 pub struct Sink {
     pub taken: Mutex<Taken>,
+    /// When each span came for the first time.
+    pub first_taken: Mutex<BTreeMap<String, Instant>>,
     pub requests: AtomicU64,
     /// Every n-th request is answered 503 (0: none).
     pub fail_every: AtomicU64,
@@ -197,6 +199,9 @@ async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> StatusCode {
     for span in spans {
         let entry = taken.entry(span.name.clone()).or_insert_with(|| (0, span.encode_to_vec()));
         entry.0 += 1;
+        if entry.0 == 1 {
+            sink.first_taken.lock().insert(span.name.clone(), Instant::now());
+        }
         assert_eq!(entry.1, span.encode_to_vec(), "one name, one span");
     }
     StatusCode::OK
