@@ -8,6 +8,8 @@ use std::sync::Arc;
 use super::catalog::{QueueContents, SegmentRow};
 use super::cursor::Cursor;
 use super::disk::{Disk, DiskFile};
+#[cfg(test)]
+use super::mutant::{self, Mutant};
 use super::log::{Lost, Recovered, Segment, SegmentState, backlog};
 use super::ranges::RangeSet;
 use super::record::{NO_PREVIOUS, end_after};
@@ -132,6 +134,10 @@ pub(super) fn recover(
         }
         // A cursor beyond the end must never hide a record to come.
         next_sequence = next_sequence.max(highest);
+    }
+    #[cfg(test)]
+    if mutant::is_on(Mutant::ReusedSequence) {
+        next_sequence = last_found.map_or(0, |last| last + 1);
     }
     let previous_end = last_found.map_or(durable_end, |last| durable_end.max(last + 1));
     let previous = previous_end.checked_sub(1).unwrap_or(NO_PREVIOUS);
@@ -316,6 +322,8 @@ impl LossFinder {
 
 /// A cursor for an exporter that was never seen: at the end only when the catalogue is known to be intact.
 pub(super) fn birth_of_cursor(start: super::StartAt, intact: bool, oldest: u64, durable_end: u64) -> Cursor {
+    #[cfg(test)]
+    let intact = intact || mutant::is_on(Mutant::CursorBornAtEnd);
     match start {
         super::StartAt::End if intact => Cursor::at(durable_end),
         _ => Cursor::at(oldest),

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::disk::DiskFile;
+#[cfg(test)]
+use super::mutant::{self, Mutant};
 use super::record::{self, ALIGN, HEADER_LEN, Header, NonceSeed, PAYLOAD_LEN_MAX, Record};
 
 /// The header has a page of its own; records start behind it.
@@ -213,8 +215,11 @@ impl Scanner {
         }
         let head = self.window.get(offset, HEADER_LEN)?;
         let Some(header) = Header::decode(&head, self.identity.id, self.seed) else { return Ok(None) };
+        let floor = self.identity.sequence_floor;
+        #[cfg(test)]
+        let floor = if mutant::is_on(Mutant::StaleRecord) { 0 } else { floor };
         let rises = self.last_sequence.is_none_or(|last| header.sequence > last)
-            && header.sequence >= self.identity.sequence_floor;
+            && header.sequence >= floor;
         let len = header.record_len();
         if !rises || u64::from(header.stored_len) > PAYLOAD_LEN_MAX || offset + len > self.end {
             return Ok(None);

@@ -17,7 +17,7 @@ use super::catalog::{
 };
 use super::cursor::{PERSISTED_RANGES_MAX, StartAt};
 use super::disk::Disk;
-use super::log::{Log, Observer, QueueSnapshot, Shared};
+use super::log::{Drive, Log, Observer, QueueSnapshot, Shared};
 use super::recovery::{self, QueueReport};
 use super::space::Space;
 use super::witness::{Account, QueueAccount, Witness};
@@ -92,7 +92,7 @@ pub struct OpenReport {
     pub generation: u64,
 }
 
-type OpenCatalog = Box<dyn Fn(&Path) -> Result<Box<dyn Catalog>, CatalogError> + Send>;
+pub type OpenCatalog = Box<dyn Fn(&Path) -> Result<Box<dyn Catalog>, CatalogError> + Send>;
 
 struct Keeper {
     dir: PathBuf,
@@ -128,7 +128,7 @@ impl Store {
     ) -> Result<(Store, OpenReport), StoreError> {
         let open_catalog: OpenCatalog =
             Box::new(|path| SledCatalog::open(path).map(|catalog| Box::new(catalog) as Box<dyn Catalog>));
-        Store::open_with(disk, dir, options, observer, open_catalog)
+        Store::open_with(disk, dir, options, observer, open_catalog, Drive::Threads)
     }
 
     pub fn open_with(
@@ -137,6 +137,7 @@ impl Store {
         options: &Options,
         observer: Arc<dyn Observer>,
         open_catalog: OpenCatalog,
+        drive: Drive,
     ) -> Result<(Store, OpenReport), StoreError> {
         create_dirs(disk.as_ref(), dir)?;
         check_format(disk.as_ref(), dir)?;
@@ -184,6 +185,7 @@ impl Store {
             sync_interval_min: options
                 .syncs_per_second_max
                 .map_or(Duration::ZERO, |n| Duration::from_secs(1) / n.max(1)),
+            drive,
             dirty: Arc::default(),
         };
         let generation = contents.meta.generation.max(witnessed.generation) + 1;
@@ -229,8 +231,11 @@ impl Store {
             let report_of_queue = store.open_queue(&name, trusted.get(&name).unwrap_or(&nothing), account)?;
             report.queues.insert(name, report_of_queue);
         }
-        store.checkpoint();
-        store.start_keeper(options.checkpoint_interval)?;
+        // A failure was reported; a checkpoint comes with the next change.
+        let _ = store.checkpoint();
+        if drive == Drive::Threads {
+            store.start_keeper(options.checkpoint_interval)?;
+        }
         Ok((store, report))
     }
 
@@ -281,7 +286,7 @@ impl Store {
         if is_new {
             // Before the first record: after a crash a cursor that nobody wrote down would be born again, at an end
             // behind records that were acknowledged.
-            self.checkpoint();
+            let _ = self.checkpoint();
         }
         Ok(log)
     }
@@ -309,7 +314,8 @@ impl Store {
                 if stopping.load(Ordering::Acquire) {
                     return;
                 }
-                keeper.lock().checkpoint(&logs.lock().clone(), observer.as_ref());
+                // A failure was reported; whatever changes next raises the flag again.
+                let _ = keeper.lock().checkpoint(&logs.lock().clone(), observer.as_ref());
                 std::thread::sleep(interval);
             }
         };
@@ -321,9 +327,10 @@ impl Store {
         Ok(())
     }
 
-    /// Writes down now what the keeper would write down soon.
-    pub fn checkpoint(&self) {
-        self.keeper.lock().checkpoint(&self.logs.lock().clone(), self.shared.observer.as_ref());
+    /// Writes down now what the keeper would write down soon. Fails when the witness could not be written: then nothing
+    /// new is durable for certain, and nothing was reclaimed.
+    pub fn checkpoint(&self) -> io::Result<()> {
+        self.keeper.lock().checkpoint(&self.logs.lock().clone(), self.shared.observer.as_ref())
     }
 
     /// Answers what is pending, checkpoints and ends all threads.
@@ -338,7 +345,8 @@ impl Store {
         {
             tracing::error!("the keeper thread of the storage panicked");
         }
-        self.checkpoint();
+        // A failure was reported, and costs redelivery only.
+        let _ = self.checkpoint();
     }
 }
 
@@ -352,7 +360,7 @@ impl Drop for Store {
 
 impl Keeper {
     /// Catalogue, then witness, and only then the segments that nobody needs any more.
-    fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) {
+    fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) -> io::Result<()> {
         self.meta.checkpoint += 1;
         let snapshots: BTreeMap<&String, QueueSnapshot> =
             logs.iter().map(|(name, log)| (name, log.snapshot())).collect();
@@ -364,7 +372,7 @@ impl Keeper {
         }
         if let Err(error) = self.witness.write(&account(self.meta, &snapshots)) {
             observer.failed("", "write the witness of", &error);
-            return;
+            return Err(error);
         }
         for (name, snapshot) in snapshots {
             let Some(log) = logs.get(name) else { continue };
@@ -374,6 +382,7 @@ impl Keeper {
                 Err(error) => observer.failed(name, "reclaim a segment of", &error),
             }
         }
+        Ok(())
     }
 
     fn write_catalog(&mut self, snapshots: &BTreeMap<&String, QueueSnapshot>) -> Result<(), CatalogError> {

@@ -1,0 +1,121 @@
+//! Power cuts by the thousand: random steps on a simulated disk, in lockstep with the model.
+//!
+//! `FOREBAY_CUTS=100000 cargo test --lib power_cuts` goes on until so many cuts are made; `FOREBAY_SEED=n` begins with
+//! that case. What a case does follows from its seed alone.
+
+use std::cell::RefCell;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+
+use super::rig::{Blunder, EXPORTERS, Op, Rig, Sights};
+use crate::storage::mutant::{self, Mutant};
+use crate::storage::simulated::{Dishonesty, Fate};
+
+/// Cuts of the short form.
+const CUTS: u64 = 2_000;
+const OPS_MAX: usize = 80;
+/// Cases in which each mutant must be found.
+const MUTANT_CASES_MAX: u64 = 3_000;
+
+/// A case's mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mistake {
+    Disk(Dishonesty),
+    Driver(Blunder),
+    Code(Mutant),
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![6 => Just(Fate::Any), 1 => Just(Fate::Torn), 1 => Just(Fate::Empty)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let len = prop_oneof![6 => 8..1_500u16, 1 => 1_500..9_000u16, 1 => 9_000..30_000u16];
+    prop_oneof![
+        12 => (len, prop::bool::weighted(0.05)).prop_map(|(len, is_forged)| Op::Offer { len, is_forged }),
+        12 => Just(Op::Commit),
+        3 => Just(Op::Prepare),
+        1 => Just(Op::Rest),
+        10 => (0..EXPORTERS.len(), 1..12usize).prop_map(|(exporter, records)| Op::Lease { exporter, records }),
+        8 => (0..4usize).prop_map(|lease| Op::Settle { lease }),
+        2 => (0..4usize).prop_map(|lease| Op::Release { lease }),
+        6 => Just(Op::Checkpoint),
+        1 => (1..5u32).prop_map(Op::FailSyncs),
+        1 => (1..4u32).prop_map(Op::FailWrites),
+        1 => (1..3u32).prop_map(Op::FailReads),
+        6 => (0..25u64, prop::option::weighted(0.2, 0..40u64), fate())
+            .prop_map(|(operations, again, fate)| Op::Cut { operations, again, fate }),
+        1 => (0..25u64).prop_map(|operations| Op::Kill { operations }),
+        1 => Just(Op::Forget),
+        1 => Just(Op::Restart),
+    ]
+}
+
+fn run(seed: u64, ops: &[Op], mistake: Option<Mistake>) -> Result<Sights, String> {
+    let code = if let Some(Mistake::Code(mutant)) = mistake { Some(mutant) } else { None };
+    mutant::set(code);
+    let result = (|| {
+        let mut rig = Rig::new(seed)?;
+        match mistake {
+            Some(Mistake::Disk(dishonesty)) => rig.world.set_dishonesty(Some(dishonesty)),
+            Some(Mistake::Driver(blunder)) => rig.blunder = Some(blunder),
+            Some(Mistake::Code(_)) | None => {}
+        }
+        for op in ops {
+            rig.run(op)?;
+        }
+        rig.finish()?;
+        Ok(rig.sights)
+    })();
+    mutant::set(None);
+    result
+}
+
+/// One case, shrunk when it fails.
+fn case(seed: u64, mistake: Option<Mistake>, shrinks_max: u32) -> Result<Sights, String> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config =
+        Config { cases: 1, failure_persistence: None, max_shrink_iters: shrinks_max, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let sights = RefCell::new(Sights::default());
+    let outcome = runner.run(&proptest::collection::vec(op(), 5..OPS_MAX), |ops| {
+        *sights.borrow_mut() = run(seed, &ops, mistake).map_err(TestCaseError::fail)?;
+        Ok(())
+    });
+    // A case that panicked has not tidied up.
+    mutant::set(None);
+    match outcome {
+        Ok(()) => Ok(sights.into_inner()),
+        Err(TestError::Fail(reason, ops)) => Err(format!("{reason}\nsteps: {ops:#?}")),
+        Err(TestError::Abort(reason)) => Err(reason.to_string()),
+    }
+}
+
+fn number_of(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[test]
+fn what_was_acknowledged_survives_power_cuts() {
+    let cuts = number_of("FOREBAY_CUTS").unwrap_or(CUTS);
+    let mut seed = number_of("FOREBAY_SEED").unwrap_or(1);
+    let first = seed;
+    let mut sum = Sights::default();
+    while sum.count("cuts") < cuts {
+        match case(seed, None, 2_000) {
+            Ok(sights) => sum.add(&sights),
+            Err(reason) => panic!(
+                "case {seed} after {} cuts: {reason}\nagain: FOREBAY_SEED={seed} FOREBAY_CUTS=1 cargo test --lib \
+                 what_was_acknowledged_survives_power_cuts",
+                sum.count("cuts")
+            ),
+        }
+        seed += 1;
+    }
+    println!("{} cases, {sum:?}", seed - first);
+    if cuts >= CUTS {
+        assert_eq!(sum.never_met(), Vec::<&str>::new(), "the run was not interesting: {sum:?}");
+    }
+}
