@@ -5,8 +5,11 @@ mod sled;
 
 pub use self::sled::SledCatalog;
 
+use std::ops::Range;
+
 use prost::Message;
 
+use super::ranges::RangeSet;
 use super::cursor::{Cursor, PERSISTED_RANGES_MAX};
 
 /// Rows stay in sled's inline size: larger values become blob files that sled never syncs.
@@ -53,6 +56,23 @@ pub struct QueueRow {
     pub next_segment_id: u64,
     #[prost(uint64, tag = "3")]
     pub durable_end: u64,
+    /// Sequences below the durable end that a torn group left behind, never acknowledged: start, end, and so on.
+    #[prost(uint64, repeated, tag = "4")]
+    pub holes: Vec<u64>,
+}
+
+/// Holes that a row remembers, the newest; forgetting one can only cost a false report of loss.
+const HOLES_MAX: usize = 64;
+
+impl QueueRow {
+    pub fn set_holes(&mut self, holes: &RangeSet) {
+        let newest = holes.iter().skip(holes.len().saturating_sub(HOLES_MAX));
+        self.holes = newest.flat_map(|hole| [hole.start, hole.end]).collect();
+    }
+
+    pub fn holes(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.holes.chunks_exact(2).map(|pair| pair[0]..pair[1])
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]

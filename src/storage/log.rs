@@ -169,6 +169,8 @@ pub(super) struct State {
     pub durable_end: u64,
     /// The last sequence written, for the next record's `previous`.
     pub previous: u64,
+    /// Sequences that a torn group left behind before a restart.
+    pub holes: RangeSet,
     pub tail: VecDeque<Record>,
     pub tail_bytes: u64,
     pub cursors: BTreeMap<String, Cursor>,
@@ -233,6 +235,7 @@ pub(super) struct Recovered {
     pub next_sequence: u64,
     pub next_segment_id: u64,
     pub previous: u64,
+    pub holes: RangeSet,
     pub cursors: BTreeMap<String, Cursor>,
     pub backlogs: BTreeMap<String, Weight>,
 }
@@ -272,6 +275,7 @@ impl Log {
                 next_segment_id: recovered.next_segment_id,
                 durable_end,
                 previous: recovered.previous,
+                holes: recovered.holes,
                 tail: VecDeque::new(),
                 tail_bytes: 0,
                 cursors: recovered.cursors,

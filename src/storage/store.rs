@@ -221,7 +221,7 @@ impl Store {
             .queues
             .iter()
             .map(|(name, queue)| {
-                let row = queue.row;
+                let row = queue.row.clone();
                 (name.clone(), QueueContents { row, cursors: queue.cursors.clone(), segments: BTreeMap::new() })
             })
             .collect();
@@ -370,13 +370,18 @@ impl Keeper {
             self.catalog = None;
             self.catalog_failed_at = Some(Instant::now());
         }
-        if let Err(error) = self.witness.write(&account(self.meta, &snapshots)) {
-            observer.failed("", "write the witness of", &error);
-            return Err(error);
-        }
-        for (name, snapshot) in snapshots {
+        let written = match self.witness.write(account(self.meta, &snapshots)) {
+            Ok(written) => written,
+            Err(error) => {
+                observer.failed("", "write the witness of", &error);
+                return Err(error);
+            }
+        };
+        for (name, account) in &written.queues {
             let Some(log) = logs.get(name) else { continue };
-            match log.reclaim(&snapshot) {
+            // As written down: memory may know of more settled ranges than a row holds.
+            let cursors = account.cursors.iter().map(|(name, row)| (name.clone(), row.cursor())).collect();
+            match log.reclaim(&cursors) {
                 // Its rows go with the next checkpoint.
                 Ok(_) => {}
                 Err(error) => observer.failed(name, "reclaim a segment of", &error),
@@ -434,7 +439,7 @@ fn account(meta: MetaRow, snapshots: &BTreeMap<&String, QueueSnapshot>) -> Accou
                 .iter()
                 .map(|(name, cursor)| (name.clone(), CursorRow::new(cursor, PERSISTED_RANGES_MAX)))
                 .collect();
-            ((*queue).clone(), QueueAccount { row: Some(snapshot.row), cursors })
+            ((*queue).clone(), QueueAccount { row: Some(snapshot.row.clone()), cursors })
         })
         .collect();
     Account { meta: Some(meta), queues }

@@ -375,7 +375,7 @@ impl Rig {
     fn checkpoint(&mut self) -> Result<(), Broken> {
         let Some(running) = &self.running else { return Ok(()) };
         if self.blunder == Some(Blunder::ReclaimBeforeCheckpoint) {
-            let _ = running.log.reclaim(&running.log.snapshot());
+            let _ = running.log.reclaim(&running.log.snapshot().cursors);
         }
         let before = running.log.status().segments;
         let failures = *self.seen.failures.lock();
@@ -471,7 +471,8 @@ impl Rig {
         }
         let lost: Vec<Lost> = std::mem::take(&mut *self.seen.lost.lock());
         if let Some(lost) = lost.first() {
-            return Err(format!("loss is reported where nothing was lost: {lost:?}"));
+            let known: Vec<u64> = self.model.acknowledged.keys().copied().collect();
+            return Err(format!("loss is reported where nothing was lost: {lost:?}; acknowledged: {known:?}; {report:?}"));
         }
         let subscriptions = EXPORTERS.iter().map(|name| Subscription::new(Arc::clone(&log), name)).collect();
         let cursors = EXPORTERS.map(|name| log.cursor(name).unwrap_or_default());

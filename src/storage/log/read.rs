@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::storage::record::Record;
+use crate::storage::record::{Record, end_after};
 use crate::storage::segment::{HEADER_PAGE_LEN, Scanner, Step};
 
 use super::{Inner, Log, Segment, State};
@@ -103,7 +103,12 @@ impl Log {
                     bytes += u64::from(located.header.raw_len);
                     let next = Position { sequence: record.sequence + 1, hint: Some((id, scanner.offset())) };
                     if let Some(open) = chunk.lost.last_mut().filter(|lost| lost.sequences.end == u64::MAX) {
-                        open.sequences.end = record.sequence.max(open.sequences.start);
+                        // Numbers behind the record published before this one were never used.
+                        let end = end_after(located.header.previous).min(record.sequence);
+                        open.sequences.end = end.max(open.sequences.start);
+                        if open.sequences.is_empty() {
+                            chunk.lost.pop();
+                        }
                     }
                     if record.sequence >= from.sequence {
                         chunk.records.push(record);
@@ -143,6 +148,10 @@ impl Log {
 fn report(inner: &Inner, lost: &[Lost]) {
     let mut state = inner.state.lock();
     for lost in lost {
+        // What a torn group left behind is no loss.
+        if !lost.sequences.is_empty() && state.holes.contains_all(lost.sequences.clone()) {
+            continue;
+        }
         let Some(segment) = state.segments.get_mut(&lost.segment_id) else { continue };
         let place = lost.offset..lost.offset + lost.bytes;
         if !segment.damage_seen.contains_all(place.clone()) {

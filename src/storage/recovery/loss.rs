@@ -1,0 +1,106 @@
+//! Tells what was lost from what was never acknowledged.
+//!
+//! Each record names the one published before it. Followed down from the newest, that chain passes every record that
+//! was ever acknowledged and none of those that a failed sync left behind. A torn group is the exception: what of it
+//! was found is kept, and what of it is missing becomes a hole, remembered beside the durable end.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::Found;
+use crate::storage::catalog::SegmentRow;
+use crate::storage::log::Lost;
+use crate::storage::ranges::RangeSet;
+use crate::storage::record::NO_PREVIOUS;
+
+pub(super) struct LossFinder {
+    durable_end: u64,
+    holes: RangeSet,
+    /// The sequence that the chain leads to next; None where it starts, or where no header tells.
+    wanted: Option<u64>,
+    lost: Vec<Lost>,
+    torn: Vec<Range<u64>>,
+}
+
+impl LossFinder {
+    pub fn new(durable_end: u64, holes: RangeSet) -> LossFinder {
+        LossFinder { durable_end, holes, wanted: None, lost: Vec::new(), torn: Vec::new() }
+    }
+
+    /// The catalogue knows a segment whose file is gone.
+    pub fn missing_segment(&mut self, row: &SegmentRow) {
+        self.lost.push(Lost {
+            segment_id: row.id,
+            offset: 0,
+            bytes: row.valid_end,
+            sequences: row.first_sequence..row.last_sequence + 1,
+            reason: "the segment file is missing".to_owned(),
+        });
+    }
+
+    /// `recorded_end`: the durable end as catalogue and witness have it. Returns what is lost, and the holes.
+    pub fn find(mut self, found: &BTreeMap<u64, Found>, recorded_end: u64) -> (Vec<Lost>, RangeSet) {
+        self.wanted = recorded_end.checked_sub(1);
+        let newest = found.values().rev().find(|found| found.segment.records > 0);
+        if newest.is_some_and(|newest| newest.segment.last >= recorded_end) {
+            self.wanted = None;
+        }
+        for (id, found) in found.iter().rev() {
+            self.pass(*id, found);
+        }
+        let mut holes = self.holes;
+        for torn in self.torn {
+            holes.insert(torn);
+        }
+        (self.lost, holes)
+    }
+
+    fn pass(&mut self, id: u64, found: &Found) {
+        let segment = &found.segment;
+        let Some(scan) = &found.scan else {
+            self.meet(id, segment.last, 0, 0);
+            self.wanted = None;
+            return;
+        };
+        for located in scan.records.iter().rev() {
+            let header = &located.header;
+            if self.wanted.is_some_and(|wanted| wanted < header.sequence) {
+                // Left behind by a write that failed; its request was answered otherwise.
+                continue;
+            }
+            let gap = scan.gaps.iter().find(|gap| gap.offset > located.offset);
+            let (offset, bytes) = gap.map_or((segment.valid_end, 0), |gap| (gap.offset, gap.len));
+            self.meet(id, header.sequence, offset, bytes);
+            self.wanted = (header.previous != NO_PREVIOUS).then_some(header.previous);
+        }
+        for (offset, reason) in &scan.unreadable {
+            self.lost.push(Lost {
+                segment_id: id,
+                offset: *offset,
+                bytes: segment.allocated_bytes.saturating_sub(*offset),
+                sequences: 0..0,
+                reason: format!("the disk could not read it: {reason}"),
+            });
+        }
+    }
+
+    /// A record is there; whatever the chain wanted above it is not.
+    fn meet(&mut self, segment_id: u64, sequence: u64, offset: u64, bytes: u64) {
+        let Some(wanted) = self.wanted else { return };
+        let missing = sequence + 1..wanted.saturating_add(1);
+        // At and above the durable end nothing was acknowledged: a torn tail, no loss.
+        let below = missing.start..missing.end.min(self.durable_end);
+        if missing.end > missing.start.max(self.durable_end) {
+            self.torn.push(missing.start.max(self.durable_end)..missing.end);
+        }
+        for sequences in self.holes.gaps(below) {
+            let known = self.lost.iter().any(|lost| {
+                lost.sequences.start <= sequences.start && lost.sequences.end >= sequences.end
+            });
+            if !known {
+                let reason = "records failed their check".to_owned();
+                self.lost.push(Lost { segment_id, offset, bytes, sequences, reason });
+            }
+        }
+    }
+}
