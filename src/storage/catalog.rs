@@ -56,7 +56,8 @@ pub struct QueueRow {
     pub next_segment_id: u64,
     #[prost(uint64, tag = "3")]
     pub durable_end: u64,
-    /// Sequences below the durable end that a torn group left behind, never acknowledged: start, end, and so on.
+    /// Sequences below the durable end that are known to be missing, left behind by a torn group or reported as lost:
+    /// start, end, and so on.
     #[prost(uint64, repeated, tag = "4")]
     pub holes: Vec<u64>,
 }
@@ -93,6 +94,9 @@ pub struct SegmentRow {
     pub sequence_floor: u64,
     #[prost(uint64, tag = "8")]
     pub items: u64,
+    /// Behind the sequence published before the first record; 0 when there was none.
+    #[prost(uint64, tag = "9")]
+    pub previous_end: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -150,6 +150,8 @@ pub(super) struct Segment {
     /// End of the last durable record.
     pub valid_end: u64,
     pub first: u64,
+    /// Behind the sequence published before `first`.
+    pub previous_end: u64,
     /// Last durable sequence; meaningful when `records` > 0.
     pub last: u64,
     pub records: u64,
@@ -169,7 +171,7 @@ pub(super) struct State {
     pub durable_end: u64,
     /// The last sequence written, for the next record's `previous`.
     pub previous: u64,
-    /// Sequences that a torn group left behind before a restart.
+    /// Sequences known to be missing since a restart: left behind by a torn group, or reported as lost.
     pub holes: RangeSet,
     pub tail: VecDeque<Record>,
     pub tail_bytes: u64,

@@ -94,8 +94,8 @@ pub(super) fn recover(
         }
     }
     let rows = [&known.row, &witness_row];
-    let holes: RangeSet = rows.iter().flat_map(|row| row.holes()).collect();
-    let mut losses = LossFinder::new(durable_end, holes);
+    let mut holes: RangeSet = rows.iter().flat_map(|row| row.holes()).collect();
+    let mut losses = LossFinder::new(durable_end, holes.clone());
     for (id, row) in &known.segments {
         if !found.contains_key(id) {
             losses.missing_segment(row);
@@ -103,14 +103,18 @@ pub(super) fn recover(
     }
     let last_found = found.values().filter(|found| found.segment.records > 0).map(|found| found.segment.last).max();
     let recorded_end = rows.iter().map(|row| row.durable_end).max().unwrap_or(0);
-    let (lost, holes) = losses.find(&found, recorded_end);
-    report.lost.extend(lost);
+    let findings = losses.find(&found, recorded_end);
+    report.lost.extend(findings.lost);
     // What everyone had settled already is no loss: its segment was on its way out.
     report.lost.retain(|lost| {
         lost.sequences.is_empty()
             || cursors.is_empty()
             || !cursors.values().all(|c| c.has_settled(lost.sequences.clone()))
     });
+    // What is reported now is not reported again.
+    for missing in findings.torn.iter().chain(report.lost.iter().map(|lost| lost.sequences.clone())) {
+        holes.insert(missing);
+    }
     for cursor in cursors.values_mut() {
         for lost in &report.lost {
             cursor.settle(lost.sequences.clone());
@@ -131,7 +135,8 @@ pub(super) fn recover(
                 segment.file.set_len(segment.valid_end).map_err(StoreError::io("truncate the torn tail of", &path))?;
                 segment.allocated_bytes = segment.valid_end;
             }
-            let first = scan.records.iter().find(|located| located.header.sequence >= durable_end);
+            let is_unsure = |sequence| sequence >= durable_end || findings.stray.contains(sequence);
+            let first = scan.records.iter().find(|located| is_unsure(located.header.sequence));
             let unsure = first.map_or(segment.valid_end, |located| located.offset)..segment.valid_end;
             rewrite(segment.file.as_ref(), unsure).map_err(StoreError::io("secure the tail of", &path))?;
             segment.file.sync_data().map_err(StoreError::io("sync", &path))?;
@@ -254,6 +259,7 @@ fn sealed_from_row(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes:
         allocated_bytes,
         valid_end: row.valid_end,
         first: row.first_sequence,
+        previous_end: row.previous_end,
         last: row.last_sequence,
         records: row.records,
         items: row.items,
@@ -275,6 +281,7 @@ fn sealed_from_scan(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes
         allocated_bytes,
         valid_end: scan.valid_end,
         first: sequence(scan.records.first()),
+        previous_end: scan.records.first().map_or(0, |located| end_after(located.header.previous)),
         last: sequence(scan.records.last()),
         records: scan.records.len() as u64,
         items: scan.records.iter().map(|located| u64::from(located.header.items)).sum(),

@@ -464,7 +464,10 @@ impl DiskFile for SimulatedFile {
     fn write_all_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         let state = &mut *self.world.0.lock();
         let is_last = state.begin(self.boot)?;
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut bytes = Vec::new();
+        for part in parts.iter() {
+            bytes.extend_from_slice(part);
+        }
         let full = state.strikes(|f| &mut f.failing_writes);
         let written = if full || is_last { state.rng.usize(..=bytes.len()) } else { bytes.len() };
         state.file_of(self.node)?.write(&bytes[..written], offset as usize);

@@ -14,7 +14,7 @@ use crate::storage::simulated::{Dishonesty, Fate};
 
 /// Cuts of the short form.
 const CUTS: u64 = 2_000;
-const OPS_MAX: usize = 80;
+const OPS_MAX: usize = 100;
 /// Cases in which each mutant must be found.
 const MUTANT_CASES_MAX: u64 = 3_000;
 
@@ -31,20 +31,22 @@ fn fate() -> impl Strategy<Value = Fate> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let len = prop_oneof![6 => 8..1_500u16, 1 => 1_500..9_000u16, 1 => 9_000..30_000u16];
+    let small = (1..6usize, prop_oneof![4 => 8..1_500u16, 2 => 1_500..5_000u16]);
+    let size = prop_oneof![9 => small, 1 => (Just(1usize), 5_000..30_000u16)];
     prop_oneof![
-        12 => (len, prop::bool::weighted(0.05)).prop_map(|(len, is_forged)| Op::Offer { len, is_forged }),
+        12 => (size, prop::bool::weighted(0.05))
+            .prop_map(|((count, len), is_forged)| Op::Offer { count, len, is_forged }),
         12 => Just(Op::Commit),
         3 => Just(Op::Prepare),
         1 => Just(Op::Rest),
         10 => (0..EXPORTERS.len(), 1..12usize).prop_map(|(exporter, records)| Op::Lease { exporter, records }),
-        8 => (0..4usize).prop_map(|lease| Op::Settle { lease }),
+        10 => (0..4usize).prop_map(|lease| Op::Settle { lease }),
         2 => (0..4usize).prop_map(|lease| Op::Release { lease }),
         6 => Just(Op::Checkpoint),
         1 => (1..5u32).prop_map(Op::FailSyncs),
         1 => (1..4u32).prop_map(Op::FailWrites),
         1 => (1..3u32).prop_map(Op::FailReads),
-        6 => (0..25u64, prop::option::weighted(0.2, 0..40u64), fate())
+        5 => (0..25u64, prop::option::weighted(0.2, 0..40u64), fate())
             .prop_map(|(operations, again, fate)| Op::Cut { operations, again, fate }),
         1 => (0..25u64).prop_map(|operations| Op::Kill { operations }),
         1 => Just(Op::Forget),
@@ -118,4 +120,66 @@ fn what_was_acknowledged_survives_power_cuts() {
     if cuts >= CUTS {
         assert_eq!(sum.never_met(), Vec::<&str>::new(), "the run was not interesting: {sum:?}");
     }
+}
+
+/// Makes the mistake in one case after another until it is noticed.
+fn is_caught(mistake: Mistake) -> (u64, String) {
+    for seed in 1..=MUTANT_CASES_MAX {
+        if let Err(reason) = case(seed, Some(mistake), 0) {
+            return (seed, reason.lines().next().unwrap_or_default().to_owned());
+        }
+    }
+    panic!("{mistake:?} was not noticed in {MUTANT_CASES_MAX} cases");
+}
+
+/// What is noticed is the mistake, not something else.
+fn assert_caught(mistake: Mistake, signs: &[&str]) {
+    let (cases, reason) = is_caught(mistake);
+    println!("{mistake:?}: case {cases}: {reason}");
+    assert!(signs.iter().any(|sign| reason.contains(sign)), "{mistake:?} showed itself as: {reason}");
+}
+
+#[test]
+fn mutant_a_sync_that_lies_is_caught() {
+    assert_caught(Mistake::Disk(Dishonesty::LyingSync), &["is lost to cursor", "loss is reported"]);
+}
+
+#[test]
+fn mutant_a_missing_directory_sync_is_caught() {
+    assert_caught(Mistake::Disk(Dishonesty::NoDirectorySync), &["is lost to cursor", "loss is reported", "came back"]);
+}
+
+#[test]
+fn mutant_a_torn_tail_that_is_not_truncated_is_caught() {
+    assert_caught(Mistake::Disk(Dishonesty::NoTruncation), &["bytes accounted for"]);
+}
+
+#[test]
+fn mutant_a_reclaim_before_the_checkpoint_is_caught() {
+    assert_caught(Mistake::Driver(Blunder::ReclaimBeforeCheckpoint), &["reclaimed early", "loss is reported", "is lost"]);
+}
+
+#[test]
+fn mutant_a_cursor_written_ahead_of_the_delivery_is_caught() {
+    assert_caught(Mistake::Driver(Blunder::SettleBeforeDelivery), &["is ahead", "reclaimed early"]);
+}
+
+#[test]
+fn mutant_a_sequence_reused_below_a_cursor_is_caught() {
+    assert_caught(Mistake::Code(Mutant::ReusedSequence), &["was used before", "is ahead"]);
+}
+
+#[test]
+fn mutant_a_rebuilt_catalogue_that_starts_an_exporter_at_the_end_is_caught() {
+    assert_caught(Mistake::Code(Mutant::CursorBornAtEnd), &["is ahead", "lost with the catalogue"]);
+}
+
+#[test]
+fn mutant_a_stale_record_replayed_from_a_recycled_segment_is_caught() {
+    assert_caught(Mistake::Code(Mutant::StaleRecord), &["came back after it was reclaimed", "does not rise"]);
+}
+
+#[test]
+fn mutant_a_header_forged_inside_a_payload_is_caught() {
+    assert_caught(Mistake::Code(Mutant::KnownNonce), &["nobody offered"]);
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use crate::storage::disk::DiskFile;
 #[cfg(test)]
-use crate::storage::mutant::{self, Mutant};
+use crate::storage::mutant;
 use crate::storage::segment::{self, HEADER_PAGE_LEN, Identity};
 
 use super::Inner;
@@ -71,8 +71,8 @@ pub(super) fn make(inner: &Inner, len: u64) -> Result<(Identity, Arc<dyn DiskFil
         *byte = fastrand::u8(..);
     }
     #[cfg(test)]
-    if mutant::is_on(Mutant::KnownNonce) || mutant::is_on(Mutant::StaleRecord) {
-        nonce = [0; 16];
+    if let Some(fixed) = mutant::fixed_nonce() {
+        nonce = fixed;
     }
     let identity = Identity { id, nonce, sequence_floor };
     let recycled = spare.is_some();

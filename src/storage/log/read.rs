@@ -75,14 +75,14 @@ impl Log {
     /// the disk. Raw lengths count against `bytes_max`.
     pub fn read_file(&self, from: Position, bytes_max: u64, records_max: usize) -> io::Result<Chunk> {
         let inner = &self.inner;
-        let (mut scanner, id, last, valid_end) = {
+        let (mut scanner, id, first, last, valid_end) = {
             let state = inner.state.lock();
             let Some(segment) = segment_of(&state, from.sequence) else {
                 return Ok(Chunk { next: Position::at(from.sequence.max(state.durable_end)), ..Chunk::default() });
             };
             let offset = start_offset(segment, from);
             let scanner = Scanner::new(Arc::clone(&segment.file), segment.identity, offset, segment.valid_end);
-            (scanner, segment.identity.id, segment.last, segment.valid_end)
+            (scanner, segment.identity.id, segment.first, segment.last, segment.valid_end)
         };
         let mut chunk = Chunk { next: from, ..Chunk::default() };
         let mut bytes = 0;
@@ -119,7 +119,7 @@ impl Log {
                     segment_id: id,
                     offset: gap.offset,
                     bytes: gap.len,
-                    sequences: chunk.next.sequence..u64::MAX,
+                    sequences: chunk.next.sequence.max(first)..u64::MAX,
                     reason: "a record failed its check".to_owned(),
                 }),
                 Step::End => {

@@ -37,6 +37,7 @@ impl Log {
                 valid_end: segment.valid_end,
                 sequence_floor: segment.identity.sequence_floor,
                 items: segment.items,
+                previous_end: segment.previous_end,
             })
             .collect();
         let mut row = QueueRow {

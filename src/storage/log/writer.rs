@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::storage::backlog::Weight;
 use crate::storage::cursor::Cursor;
 use crate::storage::disk::DiskFile;
-use crate::storage::record::{self, ALIGN, Header, Record, TRAILER_LEN};
+use crate::storage::record::{self, ALIGN, Header, end_after, Record, TRAILER_LEN};
 use crate::storage::segment::{HEADER_PAGE_LEN, Identity};
 
 use super::prepare;
@@ -189,6 +189,7 @@ fn ensure_active(inner: &Inner, needed: u64) -> Result<(u64, u64), WriteError> {
             allocated_bytes,
             valid_end: HEADER_PAGE_LEN,
             first: 0,
+            previous_end: 0,
             last: 0,
             records: 0,
             items: 0,
@@ -301,6 +302,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
     let mut answers = Vec::new();
     let mut state = inner.state.lock();
     let mut sequence = first_sequence;
+    let previous = state.previous;
     let mut added = Weight::default();
     for Pending { record, reservation, answer } in written {
         let len = record.stored_len();
@@ -309,6 +311,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
             let indexed = segment.index.last().map_or(HEADER_PAGE_LEN, |(_, offset)| *offset);
             if segment.records == 0 {
                 segment.first = sequence;
+                segment.previous_end = end_after(previous);
             }
             if segment.records == 0 || segment.valid_end - indexed >= INDEX_EVERY_BYTES {
                 segment.index.push((sequence, segment.valid_end));

@@ -5,7 +5,6 @@
 //! was found is kept, and what of it is missing becomes a hole, remembered beside the durable end.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use super::Found;
 use crate::storage::catalog::SegmentRow;
@@ -18,18 +17,27 @@ pub(super) struct LossFinder {
     holes: RangeSet,
     /// The sequence that the chain leads to next; None where it starts, or where no header tells.
     wanted: Option<u64>,
-    lost: Vec<Lost>,
-    torn: Vec<Range<u64>>,
+    findings: Findings,
+}
+
+#[derive(Default)]
+pub(super) struct Findings {
+    pub lost: Vec<Lost>,
+    /// Missing and never acknowledged.
+    pub torn: RangeSet,
+    /// Found and not on the chain.
+    pub stray: RangeSet,
 }
 
 impl LossFinder {
+    /// `holes`: what is known to be missing already.
     pub fn new(durable_end: u64, holes: RangeSet) -> LossFinder {
-        LossFinder { durable_end, holes, wanted: None, lost: Vec::new(), torn: Vec::new() }
+        LossFinder { durable_end, holes, wanted: None, findings: Findings::default() }
     }
 
     /// The catalogue knows a segment whose file is gone.
     pub fn missing_segment(&mut self, row: &SegmentRow) {
-        self.lost.push(Lost {
+        self.findings.lost.push(Lost {
             segment_id: row.id,
             offset: 0,
             bytes: row.valid_end,
@@ -38,8 +46,8 @@ impl LossFinder {
         });
     }
 
-    /// `recorded_end`: the durable end as catalogue and witness have it. Returns what is lost, and the holes.
-    pub fn find(mut self, found: &BTreeMap<u64, Found>, recorded_end: u64) -> (Vec<Lost>, RangeSet) {
+    /// `recorded_end`: the durable end as catalogue and witness have it.
+    pub fn find(mut self, found: &BTreeMap<u64, Found>, recorded_end: u64) -> Findings {
         self.wanted = recorded_end.checked_sub(1);
         let newest = found.values().rev().find(|found| found.segment.records > 0);
         if newest.is_some_and(|newest| newest.segment.last >= recorded_end) {
@@ -48,24 +56,24 @@ impl LossFinder {
         for (id, found) in found.iter().rev() {
             self.pass(*id, found);
         }
-        let mut holes = self.holes;
-        for torn in self.torn {
-            holes.insert(torn);
-        }
-        (self.lost, holes)
+        self.findings
     }
 
     fn pass(&mut self, id: u64, found: &Found) {
         let segment = &found.segment;
         let Some(scan) = &found.scan else {
+            if self.wanted.is_some_and(|wanted| wanted < segment.first) {
+                return;
+            }
             self.meet(id, segment.last, 0, 0);
-            self.wanted = None;
+            self.wanted = segment.previous_end.checked_sub(1);
             return;
         };
         for located in scan.records.iter().rev() {
             let header = &located.header;
             if self.wanted.is_some_and(|wanted| wanted < header.sequence) {
                 // Left behind by a write that failed; its request was answered otherwise.
+                self.findings.stray.insert(header.sequence..header.sequence + 1);
                 continue;
             }
             let gap = scan.gaps.iter().find(|gap| gap.offset > located.offset);
@@ -74,7 +82,7 @@ impl LossFinder {
             self.wanted = (header.previous != NO_PREVIOUS).then_some(header.previous);
         }
         for (offset, reason) in &scan.unreadable {
-            self.lost.push(Lost {
+            self.findings.lost.push(Lost {
                 segment_id: id,
                 offset: *offset,
                 bytes: segment.allocated_bytes.saturating_sub(*offset),
@@ -91,15 +99,15 @@ impl LossFinder {
         // At and above the durable end nothing was acknowledged: a torn tail, no loss.
         let below = missing.start..missing.end.min(self.durable_end);
         if missing.end > missing.start.max(self.durable_end) {
-            self.torn.push(missing.start.max(self.durable_end)..missing.end);
+            self.findings.torn.insert(missing.start.max(self.durable_end)..missing.end);
         }
         for sequences in self.holes.gaps(below) {
-            let known = self.lost.iter().any(|lost| {
+            let known = self.findings.lost.iter().any(|lost| {
                 lost.sequences.start <= sequences.start && lost.sequences.end >= sequences.end
             });
             if !known {
                 let reason = "records failed their check".to_owned();
-                self.lost.push(Lost { segment_id, offset, bytes, sequences, reason });
+                self.findings.lost.push(Lost { segment_id, offset, bytes, sequences, reason });
             }
         }
     }
