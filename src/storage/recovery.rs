@@ -154,13 +154,13 @@ pub(super) fn recover(
         // A cursor beyond the end must never hide a record to come.
         next_sequence = next_sequence.max(highest);
     }
+    let previous_end = last_found.map_or(durable_end, |last| durable_end.max(last + 1));
+    let previous = previous_end.checked_sub(1).unwrap_or(NO_PREVIOUS);
+    debug_assert!(end_after(previous) <= next_sequence);
     #[cfg(test)]
     if mutant::is_on(Mutant::ReusedSequence) {
         next_sequence = last_found.map_or(0, |last| last + 1);
     }
-    let previous_end = last_found.map_or(durable_end, |last| durable_end.max(last + 1));
-    let previous = previous_end.checked_sub(1).unwrap_or(NO_PREVIOUS);
-    debug_assert!(end_after(previous) <= next_sequence);
     let backlogs = backlog::count(&segments, &cursors);
     Ok((Recovered { segments, next_sequence, next_segment_id, previous, holes, cursors, backlogs }, report))
 }

@@ -26,6 +26,12 @@ use super::witness::{Account, QueueAccount, Witness};
 const FORMAT: &str = "forebay data directory, format 1\n";
 /// Queues of one process; each costs two threads and a few files.
 const QUEUES_MAX: usize = 64;
+const CANNOT_SYNC: [io::ErrorKind; 4] = [
+    io::ErrorKind::PermissionDenied,
+    io::ErrorKind::ReadOnlyFilesystem,
+    io::ErrorKind::InvalidInput,
+    io::ErrorKind::Unsupported,
+];
 /// A catalogue that failed is opened again no sooner than this.
 const CATALOG_RETRY: Duration = Duration::from_secs(5);
 
@@ -286,7 +292,7 @@ impl Store {
         if is_new {
             // Before the first record: after a crash a cursor that nobody wrote down would be born again, at an end
             // behind records that were acknowledged.
-            let _ = self.checkpoint();
+            self.checkpoint().map_err(StoreError::io("write down the new cursors in", &self.dir))?;
         }
         Ok(log)
     }
@@ -474,6 +480,8 @@ fn open_or_rebuild(
 
 fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     let mut missing = Vec::new();
+    // One that is there may have been made by a process that died before it synced it.
+    let mut unsure = dir.parent().into_iter().collect::<Vec<_>>();
     for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
         match disk.list(ancestor) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
@@ -483,8 +491,13 @@ fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     }
     for path in missing.into_iter().rev() {
         disk.create_dir(path).map_err(StoreError::io("create the data directory", path))?;
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            disk.sync_dir(parent).map_err(StoreError::io("sync", parent))?;
+        unsure.extend(path.parent());
+    }
+    for parent in unsure.into_iter().filter(|parent| !parent.as_os_str().is_empty()) {
+        match disk.sync_dir(parent) {
+            // What is above a mount point may not be ours to open, nor able to sync.
+            Err(error) if CANNOT_SYNC.contains(&error.kind()) => {}
+            synced => synced.map_err(StoreError::io("sync", parent))?,
         }
     }
     Ok(())

@@ -42,15 +42,17 @@ fn op() -> impl Strategy<Value = Op> {
         10 => (0..EXPORTERS.len(), 1..12usize).prop_map(|(exporter, records)| Op::Lease { exporter, records }),
         10 => (0..4usize).prop_map(|lease| Op::Settle { lease }),
         2 => (0..4usize).prop_map(|lease| Op::Release { lease }),
+        3 => Just(Op::Drain),
         6 => Just(Op::Checkpoint),
         1 => (1..5u32).prop_map(Op::FailSyncs),
         1 => (1..4u32).prop_map(Op::FailWrites),
         1 => (1..3u32).prop_map(Op::FailReads),
-        5 => (0..25u64, prop::option::weighted(0.2, 0..40u64), fate())
+        4 => (0..25u64, prop::option::weighted(0.2, 0..40u64), fate())
             .prop_map(|(operations, again, fate)| Op::Cut { operations, again, fate }),
         1 => (0..25u64).prop_map(|operations| Op::Kill { operations }),
         1 => Just(Op::Forget),
         1 => Just(Op::Restart),
+        1 => (0..3u32, 0..3u32, 0..3u32).prop_map(|(syncs, reads, writes)| Op::FaultyStart { syncs, reads, writes }),
     ]
 }
 
@@ -122,64 +124,59 @@ fn what_was_acknowledged_survives_power_cuts() {
     }
 }
 
-/// Makes the mistake in one case after another until it is noticed.
-fn is_caught(mistake: Mistake) -> (u64, String) {
+/// Makes the mistake in one case after another until it is noticed, in one that is fine without it.
+fn assert_caught(mistake: Mistake) {
     for seed in 1..=MUTANT_CASES_MAX {
         if let Err(reason) = case(seed, Some(mistake), 0) {
-            return (seed, reason.lines().next().unwrap_or_default().to_owned());
+            println!("{mistake:?}: case {seed}: {}", reason.lines().next().unwrap_or_default());
+            assert_eq!(case(seed, None, 0).err(), None, "case {seed} fails without the mistake as well");
+            return;
         }
     }
     panic!("{mistake:?} was not noticed in {MUTANT_CASES_MAX} cases");
 }
 
-/// What is noticed is the mistake, not something else.
-fn assert_caught(mistake: Mistake, signs: &[&str]) {
-    let (cases, reason) = is_caught(mistake);
-    println!("{mistake:?}: case {cases}: {reason}");
-    assert!(signs.iter().any(|sign| reason.contains(sign)), "{mistake:?} showed itself as: {reason}");
-}
-
 #[test]
 fn mutant_a_sync_that_lies_is_caught() {
-    assert_caught(Mistake::Disk(Dishonesty::LyingSync), &["is lost to cursor", "loss is reported"]);
+    assert_caught(Mistake::Disk(Dishonesty::LyingSync));
 }
 
 #[test]
 fn mutant_a_missing_directory_sync_is_caught() {
-    assert_caught(Mistake::Disk(Dishonesty::NoDirectorySync), &["is lost to cursor", "loss is reported", "came back"]);
+    assert_caught(Mistake::Disk(Dishonesty::NoDirectorySync));
 }
 
 #[test]
 fn mutant_a_torn_tail_that_is_not_truncated_is_caught() {
-    assert_caught(Mistake::Disk(Dishonesty::NoTruncation), &["bytes accounted for"]);
+    assert_caught(Mistake::Disk(Dishonesty::NoTruncation));
 }
 
 #[test]
 fn mutant_a_reclaim_before_the_checkpoint_is_caught() {
-    assert_caught(Mistake::Driver(Blunder::ReclaimBeforeCheckpoint), &["reclaimed early", "loss is reported", "is lost"]);
+    assert_caught(Mistake::Driver(Blunder::ReclaimBeforeCheckpoint));
 }
 
 #[test]
 fn mutant_a_cursor_written_ahead_of_the_delivery_is_caught() {
-    assert_caught(Mistake::Driver(Blunder::SettleBeforeDelivery), &["is ahead", "reclaimed early"]);
+    assert_caught(Mistake::Driver(Blunder::SettleBeforeDelivery));
 }
 
 #[test]
 fn mutant_a_sequence_reused_below_a_cursor_is_caught() {
-    assert_caught(Mistake::Code(Mutant::ReusedSequence), &["was used before", "is ahead"]);
+    assert_caught(Mistake::Code(Mutant::ReusedSequence));
 }
 
 #[test]
 fn mutant_a_rebuilt_catalogue_that_starts_an_exporter_at_the_end_is_caught() {
-    assert_caught(Mistake::Code(Mutant::CursorBornAtEnd), &["is ahead", "lost with the catalogue"]);
+    assert_caught(Mistake::Code(Mutant::CursorBornAtEnd));
 }
 
 #[test]
 fn mutant_a_stale_record_replayed_from_a_recycled_segment_is_caught() {
-    assert_caught(Mistake::Code(Mutant::StaleRecord), &["came back after it was reclaimed", "does not rise"]);
+    assert_caught(Mistake::Code(Mutant::StaleRecord));
 }
 
 #[test]
 fn mutant_a_header_forged_inside_a_payload_is_caught() {
-    assert_caught(Mistake::Code(Mutant::KnownNonce), &["nobody offered"]);
+    assert_caught(Mistake::Code(Mutant::KnownNonce));
 }

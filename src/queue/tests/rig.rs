@@ -26,6 +26,9 @@ const MAX_SIZE_BYTES: u64 = 16 * SEGMENT_BYTES;
 const DISK_BYTES: u64 = 64 << 20;
 /// Starts that may be interrupted one after the other.
 const STARTS_MAX: u32 = 8;
+/// Leases that draining may take; reads that fail count too.
+const LEASES_MAX: u32 = 2_000;
+const NO_START: &str = "it does not start";
 
 /// One step. Small numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
@@ -37,6 +40,8 @@ pub enum Op {
     Lease { exporter: usize, records: usize },
     Settle { lease: usize },
     Release { lease: usize },
+    /// Both exporters take all there is.
+    Drain,
     Checkpoint,
     FailSyncs(u32),
     FailWrites(u32),
@@ -49,6 +54,8 @@ pub enum Op {
     Forget,
     /// A clean stop and start.
     Restart,
+    /// The process dies now, and the disk has errors while it starts.
+    FaultyStart { syncs: u32, reads: u32, writes: u32 },
 }
 
 /// Mistakes of whoever drives the store.
@@ -59,7 +66,7 @@ pub enum Blunder {
 }
 
 /// What a run must have met to be worth anything.
-const SIGHTS: [&str; 14] = [
+const SIGHTS: [&str; 15] = [
     "cuts",
     "kills",
     "cuts while starting",
@@ -73,6 +80,7 @@ const SIGHTS: [&str; 14] = [
     "catalogues lost",
     "cursors lost",
     "failures",
+    "refused starts",
     "unacknowledged kept",
 ];
 
@@ -174,8 +182,12 @@ impl Rig {
             runtime,
         };
         // The first start may be interrupted like any other.
-        let first = Rng::with_seed(seed).u64(0..80);
+        let mut rng = Rng::with_seed(seed);
+        let first = rng.u64(0..80);
         rig.world.cut_power_in((first < 40).then_some(first));
+        if rng.bool() {
+            rig.pending = Restart::Kill;
+        }
         rig.start(false)?;
         Ok(rig)
     }
@@ -205,6 +217,7 @@ impl Rig {
                     drop(running.leases.remove(lease % running.leases.len()));
                 }
             }),
+            Op::Drain => return self.drain(),
             Op::Checkpoint => return self.checkpoint(),
             Op::FailSyncs(count) => self.world.update_faults(|faults| faults.failing_syncs = count),
             Op::FailWrites(count) => self.world.update_faults(|faults| faults.failing_writes = count),
@@ -219,6 +232,15 @@ impl Rig {
             }
             Op::Forget => return self.forget(),
             Op::Restart => return self.stop_and_start(),
+            Op::FaultyStart { syncs, reads, writes } => {
+                let faults = Faults {
+                    failing_syncs: syncs,
+                    failing_reads: reads,
+                    failing_writes: writes,
+                    ..Faults::default()
+                };
+                return self.start_with(faults);
+            }
         }
         Ok(())
     }
@@ -422,6 +444,21 @@ impl Rig {
         self.start(false)
     }
 
+    fn start_with(&mut self, faults: Faults) -> Result<(), Broken> {
+        self.running = None;
+        self.pending = Restart::Kill;
+        self.world.kill();
+        self.world.set_faults(faults);
+        match self.try_start(false) {
+            Err(reason) if reason.starts_with(NO_START) => {
+                self.sights.see("refused starts", 1);
+                self.world.kill();
+                self.start(false)
+            }
+            started => started,
+        }
+    }
+
     fn forget(&mut self) -> Result<(), Broken> {
         self.running = None;
         self.sights.see("cuts", 1);
@@ -454,11 +491,11 @@ impl Rig {
                 }
             }
         }
-        Err("it does not start".to_owned())
+        Err(NO_START.to_owned())
     }
 
     fn try_start(&mut self, has_forgotten: bool) -> Result<(), Broken> {
-        let told = |error: StoreError| format!("it does not start: {error}");
+        let told = |error: StoreError| format!("{NO_START}: {error}");
         let observer = Arc::clone(&self.seen) as Arc<dyn Observer>;
         let disk = self.world.disk();
         let catalogs = self.world.catalogs();
@@ -512,20 +549,20 @@ impl Rig {
     pub fn finish(&mut self) -> Result<(), Broken> {
         self.pending = Restart::Cut { again: None, fate: Fate::Any };
         self.restart()?;
-        self.drain()?;
+        self.drain_all()?;
         self.offer(300, false);
         let before = self.ever_acknowledged.len();
         self.commit()?;
         if self.ever_acknowledged.len() == before {
             return Err("nothing is accepted any more".to_owned());
         }
-        self.drain()?;
+        self.drain_all()?;
         self.model.finish(&self.ever_acknowledged)
     }
 
     fn drain(&mut self) -> Result<(), Broken> {
         for exporter in 0..EXPORTERS.len() {
-            for _ in 0..10_000 {
+            for _ in 0..LEASES_MAX {
                 let Some(running) = &self.running else { break };
                 let end = running.log.durable_end();
                 if running.log.cursor(EXPORTERS[exporter]).is_none_or(|cursor| cursor.low() >= end) {
@@ -533,8 +570,16 @@ impl Rig {
                 }
                 self.lease(exporter, 64)?;
                 self.settle(0);
+                if self.world.is_off() {
+                    return Ok(());
+                }
             }
         }
+        Ok(())
+    }
+
+    fn drain_all(&mut self) -> Result<(), Broken> {
+        self.drain()?;
         self.checkpoint()
     }
 }

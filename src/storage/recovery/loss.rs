@@ -81,15 +81,6 @@ impl LossFinder {
             self.meet(id, header.sequence, offset, bytes);
             self.wanted = (header.previous != NO_PREVIOUS).then_some(header.previous);
         }
-        for (offset, reason) in &scan.unreadable {
-            self.findings.lost.push(Lost {
-                segment_id: id,
-                offset: *offset,
-                bytes: segment.allocated_bytes.saturating_sub(*offset),
-                sequences: 0..0,
-                reason: format!("the disk could not read it: {reason}"),
-            });
-        }
     }
 
     /// A record is there; whatever the chain wanted above it is not.
