@@ -12,6 +12,7 @@ use super::log::{Lost, Observer, Position};
 use super::*;
 
 mod faults;
+mod power;
 
 /// Four-block segments, so that rolls and reclaims happen after a few records.
 const SEGMENT_BYTES: u64 = 16 << 10;
