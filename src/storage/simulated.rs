@@ -54,6 +54,8 @@ pub struct Faults {
     /// `sync_data` fails; of what it should have written, some is written and the rest forgotten.
     pub failing_syncs: u32,
     pub failing_reads: u32,
+    /// The first read this many operations from now fails.
+    pub failing_read_in: Option<u64>,
     /// Writes and allocations fail with ENOSPC, some of them halfway.
     pub failing_writes: u32,
     pub sync_delay: Duration,
@@ -149,6 +151,11 @@ impl World {
         self.0.lock().cut_in = operations;
     }
 
+    /// The first read from the `operations`-th operation on fails.
+    pub fn fail_read_in(&self, operations: u64) {
+        self.0.lock().faults.failing_read_in = Some(operations);
+    }
+
     pub fn is_off(&self) -> bool {
         self.0.lock().is_off
     }
@@ -219,6 +226,9 @@ impl State {
             return Err(power_off());
         }
         self.operations += 1;
+        if let Some(left) = &mut self.faults.failing_read_in {
+            *left = left.saturating_sub(1);
+        }
         match &mut self.cut_in {
             Some(0) => {
                 self.is_off = true;
@@ -480,6 +490,10 @@ impl DiskFile for SimulatedFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.world.0.lock();
         let is_last = state.begin(self.boot)?;
+        if state.faults.failing_read_in == Some(0) && !state.is_oracle {
+            state.faults.failing_read_in = None;
+            return Err(eio());
+        }
         if state.strikes(|f| &mut f.failing_reads) {
             return Err(eio());
         }

@@ -63,7 +63,7 @@ impl LossFinder {
         let segment = &found.segment;
         let Some(scan) = &found.scan else {
             if self.wanted.is_some_and(|wanted| wanted < segment.first) {
-                return;
+                return self.stray(segment.last);
             }
             self.meet(id, segment.last, 0, 0);
             self.wanted = segment.previous_end.checked_sub(1);
@@ -74,12 +74,20 @@ impl LossFinder {
             if self.wanted.is_some_and(|wanted| wanted < header.sequence) {
                 // Left behind by a write that failed; its request was answered otherwise.
                 self.findings.stray.insert(header.sequence..header.sequence + 1);
+                self.stray(header.sequence);
                 continue;
             }
             let gap = scan.gaps.iter().find(|gap| gap.offset > located.offset);
             let (offset, bytes) = gap.map_or((segment.valid_end, 0), |gap| (gap.offset, gap.len));
             self.meet(id, header.sequence, offset, bytes);
             self.wanted = (header.previous != NO_PREVIOUS).then_some(header.previous);
+        }
+    }
+
+    /// The chain passes by all numbers from what it wants to the one of such a record: none of them was acknowledged.
+    fn stray(&mut self, sequence: u64) {
+        if let Some(wanted) = self.wanted {
+            self.findings.torn.insert(wanted + 1..sequence + 1);
         }
     }
 

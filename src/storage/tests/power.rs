@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::storage::log::Drive;
-use crate::storage::simulated::{Fate, World};
+use crate::storage::simulated::{Fate, Faults, World};
 
 const DIR: &str = "/volume/data";
 
@@ -108,22 +108,23 @@ fn rule_6_what_a_failed_sync_left_behind_is_neither_loss_nor_taken_for_durable()
 
 #[test]
 fn rule_5_a_read_error_while_starting_is_not_damage_and_destroys_nothing() {
-    let world = world();
-    let (store, log, _) = start(&world);
-    assert_eq!(write(&log, &payloads(0..8)), 8);
-    drop((store, log));
-    world.kill();
     let mut refused = 0;
-    for reads in 1..12 {
-        world.update_faults(|faults| faults.failing_reads = reads);
-        refused += u64::from(try_start(&world).is_err());
-        world.update_faults(|faults| faults.failing_reads = 0);
+    for operation in 0..40 {
+        let world = world();
+        let (store, log, _) = start(&world);
+        assert_eq!(write(&log, &payloads(0..8)), 8);
+        drop((store, log));
         world.kill();
+        // One read fails, now this and now that.
+        world.fail_read_in(operation);
+        refused += u64::from(try_start(&world).is_err());
+        world.set_faults(Faults::default());
+        world.kill();
+        let (_store, log, seen) = start(&world);
+        assert_eq!(read_all(&log, 0), (0..8).collect::<Vec<_>>(), "the read at operation {operation} failed");
+        assert!(seen.lost.lock().is_empty());
     }
     assert!(refused > 0, "a disk that cannot be read is said so");
-    let (_store, log, seen) = start(&world);
-    assert_eq!(read_all(&log, 0), (0..8).collect::<Vec<_>>());
-    assert!(seen.lost.lock().is_empty());
 }
 
 #[test]
@@ -137,10 +138,10 @@ fn rule_4_a_queue_whose_new_cursor_cannot_be_written_down_takes_nothing() {
 
 #[test]
 fn rule_1_a_data_directory_made_by_a_process_that_died_is_made_durable_by_the_next() {
-    for seed in 0..20 {
+    for seed in 0..80 {
         let world = world_of(seed);
-        // Dies between making the directory and syncing its name.
-        world.cut_power_in(Some(4));
+        // Dies between making the directory and syncing its name, or thereabouts.
+        world.cut_power_in(Some(seed % 8));
         assert!(try_start(&world).is_err());
         world.kill();
         let (store, log, _) = start(&world);
@@ -156,16 +157,18 @@ fn rule_1_a_data_directory_made_by_a_process_that_died_is_made_durable_by_the_ne
 fn rule_2_only_settled_ranges_that_were_written_down_let_a_segment_go() {
     let world = world();
     let (store, log, _) = start(&world);
-    let count = 2 * cursor::PERSISTED_RANGES_MAX as u64 + 100;
+    let count = 2 * cursor::PERSISTED_RANGES_MAX as u64 + 300;
     for number in 0..count {
         assert_eq!(write(&log, &[format!("{number:<60}").into_bytes()]), 1);
     }
-    // Every other record, and the last segments whole: more ranges than a row holds.
-    for number in (1..count - 100).step_by(2) {
+    // Every other record, and whole segments behind them: more ranges than a row holds.
+    for number in (1..count - 200).step_by(2) {
         log.settle("a", number..number + 1);
     }
-    log.settle("a", count - 99..count);
+    log.settle("a", count - 199..count);
+    let before = log.status().segments;
     store.checkpoint().expect("durable");
+    assert_eq!(log.status().segments, before, "the last range is not written down");
     drop((store, log));
     world.cut_power(Fate::Any);
     let (_store, log, seen) = start(&world);
