@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use prost::Message;
 
-use super::ranges::RangeSet;
 use super::cursor::{Cursor, PERSISTED_RANGES_MAX};
+use super::ranges::RangeSet;
 
 /// Rows stay in sled's inline size: larger values become blob files that sled never syncs.
 pub const ROW_LEN_MAX: usize = 4096;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use super::catalog::{QueueContents, SegmentRow};
 use super::cursor::Cursor;
 use super::disk::{Disk, DiskFile};
+use super::log::{Lost, Recovered, Segment, SegmentState, backlog};
 #[cfg(test)]
 use super::mutant::{self, Mutant};
-use super::log::{Lost, Recovered, Segment, SegmentState, backlog};
 use super::ranges::RangeSet;
 use super::record::{NO_PREVIOUS, end_after};
 use super::segment::{self, HEADER_PAGE_LEN, HeaderPage, Identity, Located, ScanResult};

@@ -216,8 +216,7 @@ impl Scanner {
         let floor = self.identity.sequence_floor;
         #[cfg(test)]
         let floor = if mutant::is_on(Mutant::StaleRecord) { 0 } else { floor };
-        let rises = self.last_sequence.is_none_or(|last| header.sequence > last)
-            && header.sequence >= floor;
+        let rises = self.last_sequence.is_none_or(|last| header.sequence > last) && header.sequence >= floor;
         let len = header.record_len();
         if !rises || u64::from(header.stored_len) > PAYLOAD_LEN_MAX || offset + len > self.end {
             return Ok(None);

@@ -12,6 +12,7 @@
 mod catalog;
 mod directory;
 mod file;
+mod sled;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ use catalog::Commits;
 pub use catalog::Fate;
 use directory::Directory;
 use file::File;
+pub use sled::SledDirectories;
 
 pub const PAGE_LEN: usize = 4096;
 /// A torn page keeps whole sectors.

@@ -24,7 +24,7 @@ use super::super::limits::Memory;
 use super::super::running::Running;
 use crate::config::{self, Plan, RealWorld, Sources};
 use crate::storage::log::{Drive, Observer};
-use crate::storage::simulated::{Fate, World};
+use crate::storage::simulated::{Dishonesty, Fate, Faults, World};
 use crate::storage::{Disk, Options, Store};
 
 /// Cuts of the short form.
@@ -91,7 +91,12 @@ async fn sink(ledger: Arc<Ledger>) -> SocketAddr {
 }
 
 /// Sends one request after the other to whoever listens at the moment.
-async fn load(client: reqwest::Client, target: Arc<Mutex<Option<SocketAddr>>>, ledger: Arc<Ledger>, stop: Arc<AtomicBool>) {
+async fn load(
+    client: reqwest::Client,
+    target: Arc<Mutex<Option<SocketAddr>>>,
+    ledger: Arc<Ledger>,
+    stop: Arc<AtomicBool>,
+) {
     while !stop.load(Ordering::SeqCst) {
         let Some(address) = *target.lock() else {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -135,7 +140,7 @@ struct Life {
 
 impl Life {
     /// None when the power went off while it started.
-    fn start(world: &Arc<World>, plan: &Plan) -> Option<(Life, SocketAddr)> {
+    fn start(world: &Arc<World>, plan: &Plan) -> Result<Option<(Life, SocketAddr)>, String> {
         let options = Options {
             max_size_bytes: Some(64 * SEGMENT_BYTES),
             segment_bytes: Some(SEGMENT_BYTES),
@@ -148,16 +153,15 @@ impl Life {
             Store::open_with(world.disk(), Path::new(DIR), &options, observer, world.catalogs(), Drive::Threads);
         let (store, report) = match opened {
             Ok(opened) => opened,
-            Err(_) if world.is_off() => return None,
-            Err(error) => panic!("it does not start: {error}"),
+            Err(_) if world.is_off() => return Ok(None),
+            Err(error) => return Err(format!("it does not start: {error}")),
         };
         let lost: Vec<_> = report.queues.values().flat_map(|queue| &queue.lost).collect();
-        assert!(lost.is_empty(), "{lost:?}");
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        if !lost.is_empty() {
+            return Err(format!("loss is reported: {lost:?}"));
+        }
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let started = runtime.block_on(async {
             let receivers = build::bind_receivers(plan).await.expect("bound");
             let address = receivers[0].http_addresses()[0];
@@ -165,12 +169,12 @@ impl Life {
             Running::start(plan, Path::new(DIR), &memory, &store, receivers).map(|running| (running, address))
         });
         match started {
-            Ok((running, address)) => Some((Life { runtime, store: Arc::new(store), running }, address)),
+            Ok((running, address)) => Ok(Some((Life { runtime, store: Arc::new(store), running }, address))),
             Err(_) if world.is_off() => {
                 store.close();
-                None
+                Ok(None)
             }
-            Err(error) => panic!("it does not start: {error}"),
+            Err(error) => Err(format!("it does not start: {error}")),
         }
     }
 
@@ -186,24 +190,26 @@ fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), String> {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        if started.elapsed() > PATIENCE {
+            return Err(format!("not within {PATIENCE:?}: {what}"));
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
+    Ok(())
 }
 
-#[test]
-fn the_whole_application_delivers_what_it_acknowledged_through_power_cuts() {
-    let cuts = number_of("FOREBAY_APP_CUTS").unwrap_or(CUTS);
-    let seed = number_of("FOREBAY_SEED").unwrap_or(1);
+fn run(cuts: u64, seed: u64, dishonesty: Option<Dishonesty>) -> Result<(), String> {
     let mut rng = Rng::with_seed(seed);
     let world = World::new(seed, 256 << 20);
     let disk = world.disk();
     disk.create_dir(Path::new("/volume")).and_then(|()| disk.sync_dir(Path::new("/"))).expect("a volume");
+    world.set_dishonesty(dishonesty);
     let ledger = Arc::new(Ledger::default());
-    let outside = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let outside =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let plan = plan(outside.block_on(sink(Arc::clone(&ledger))));
     let target = Arc::new(Mutex::new(None));
     let stop = Arc::new(AtomicBool::new(false));
@@ -216,28 +222,56 @@ fn the_whole_application_delivers_what_it_acknowledged_through_power_cuts() {
     let mut while_starting = 0;
     for cut in 0..cuts {
         world.cut_power_in(Some(rng.u64(0..400)));
-        match Life::start(&world, &plan) {
+        match Life::start(&world, &plan).map_err(|reason| format!("after cut {cut}: {reason}"))? {
             None => while_starting += 1,
             Some((life, address)) => {
+                world.set_faults(Faults {
+                    failing_syncs: rng.u32(0..2),
+                    failing_writes: rng.u32(0..2),
+                    sync_delay: Duration::from_micros(rng.u64(0..1_000)),
+                    ..Faults::default()
+                });
                 *target.lock() = Some(address);
-                eventually("the power goes off under load", || world.is_off());
+                eventually("the power goes off under load", || world.is_off())?;
                 *target.lock() = None;
                 life.end();
+                world.set_faults(Faults::default());
             }
         }
-        let fate = [Fate::Any, Fate::Any, Fate::Any, Fate::Torn, Fate::Empty][rng.usize(..5)];
-        world.cut_power(fate);
+        world.cut_power([Fate::Any, Fate::Any, Fate::Any, Fate::Torn, Fate::Empty][rng.usize(..5)]);
         let wrong = ledger.wrong.lock();
-        assert!(wrong.is_empty(), "after cut {cut} of seed {seed}: {wrong:?}");
+        if !wrong.is_empty() {
+            return Err(format!("after cut {cut}: {wrong:?}"));
+        }
     }
     stop.store(true, Ordering::SeqCst);
-    let (life, _) = Life::start(&world, &plan).expect("the power stays on");
+    let (life, _) = Life::start(&world, &plan)?.ok_or("the power went off again")?;
     eventually("all that was acknowledged is delivered", || {
         ledger.acknowledged.lock().is_subset(&ledger.delivered.lock())
-    });
+    })?;
     life.end();
-    let (acknowledged, taken) = (ledger.acknowledged.lock().len(), ledger.taken.load(Ordering::SeqCst));
+    let (acknowledged, taken) = (ledger.acknowledged.lock().len() as u64, ledger.taken.load(Ordering::SeqCst));
     println!("{cuts} cuts, {while_starting} of them while starting: {acknowledged} acknowledged, {taken} delivered");
-    assert!(acknowledged as u64 > cuts, "it worked between the cuts");
-    assert!(ledger.wrong.lock().is_empty());
+    if acknowledged <= cuts {
+        return Err("it did not work between the cuts".to_owned());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_whole_application_delivers_what_it_acknowledged_through_power_cuts() {
+    let cuts = number_of("FOREBAY_APP_CUTS").unwrap_or(CUTS);
+    let seed = number_of("FOREBAY_SEED").unwrap_or(1);
+    if let Err(reason) = run(cuts, seed, None) {
+        panic!(
+            "{reason}
+again: FOREBAY_SEED={seed} FOREBAY_APP_CUTS={cuts} cargo test --lib whole_application"
+        );
+    }
+}
+
+#[test]
+fn mutant_a_sync_that_lies_is_caught_by_the_whole_application() {
+    let reason = run(50 * CUTS, 1, Some(Dishonesty::LyingSync)).expect_err("a lie is noticed");
+    println!("{reason}");
 }

@@ -1,7 +1,7 @@
 //! Power cuts by the thousand: random steps on a simulated disk, in lockstep with the model.
 //!
 //! `FOREBAY_CUTS=100000 cargo test --lib power_cuts` goes on until so many cuts are made; `FOREBAY_SEED=n` begins with
-//! that case. What a case does follows from its seed alone.
+//! that case; `FOREBAY_SLED_CUTS` is the same with real sled as the catalogue. What a case does follows from its seed alone.
 
 use std::cell::RefCell;
 
@@ -14,9 +14,18 @@ use crate::storage::simulated::{Dishonesty, Fate};
 
 /// Cuts of the short form.
 const CUTS: u64 = 2_000;
+/// Opening sled takes its time.
+const SLED_CUTS: u64 = 100;
 const OPS_MAX: usize = 100;
 /// Cases in which each mutant must be found.
 const MUTANT_CASES_MAX: u64 = 3_000;
+
+#[derive(Clone, Copy, Debug)]
+enum Catalogue {
+    Twin,
+    /// The real one, in a temporary directory.
+    Sled,
+}
 
 /// A case's mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,11 +65,14 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn run(seed: u64, ops: &[Op], mistake: Option<Mistake>) -> Result<Sights, String> {
+fn run(seed: u64, ops: &[Op], catalogue: Catalogue, mistake: Option<Mistake>) -> Result<Sights, String> {
     let code = if let Some(Mistake::Code(mutant)) = mistake { Some(mutant) } else { None };
     mutant::set(code);
     let result = (|| {
-        let mut rig = Rig::new(seed)?;
+        let mut rig = match catalogue {
+            Catalogue::Twin => Rig::new(seed)?,
+            Catalogue::Sled => Rig::with_sled(seed)?,
+        };
         match mistake {
             Some(Mistake::Disk(dishonesty)) => rig.world.set_dishonesty(Some(dishonesty)),
             Some(Mistake::Driver(blunder)) => rig.blunder = Some(blunder),
@@ -77,15 +89,14 @@ fn run(seed: u64, ops: &[Op], mistake: Option<Mistake>) -> Result<Sights, String
 }
 
 /// One case, shrunk when it fails.
-fn case(seed: u64, mistake: Option<Mistake>, shrinks_max: u32) -> Result<Sights, String> {
+fn case(seed: u64, catalogue: Catalogue, mistake: Option<Mistake>, shrinks_max: u32) -> Result<Sights, String> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config =
-        Config { cases: 1, failure_persistence: None, max_shrink_iters: shrinks_max, ..Config::default() };
+    let config = Config { cases: 1, failure_persistence: None, max_shrink_iters: shrinks_max, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let sights = RefCell::new(Sights::default());
     let outcome = runner.run(&proptest::collection::vec(op(), 5..OPS_MAX), |ops| {
-        *sights.borrow_mut() = run(seed, &ops, mistake).map_err(TestCaseError::fail)?;
+        *sights.borrow_mut() = run(seed, &ops, catalogue, mistake).map_err(TestCaseError::fail)?;
         Ok(())
     });
     // A case that panicked has not tidied up.
@@ -101,35 +112,51 @@ fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-#[test]
-fn what_was_acknowledged_survives_power_cuts() {
-    let cuts = number_of("FOREBAY_CUTS").unwrap_or(CUTS);
-    let mut seed = number_of("FOREBAY_SEED").unwrap_or(1);
-    let first = seed;
+/// Case after case until so many cuts are made.
+fn cut(test: &str, variable: &str, cuts_default: u64, catalogue: Catalogue) -> Sights {
+    let cuts = number_of(variable).unwrap_or(cuts_default);
+    let first = number_of("FOREBAY_SEED").unwrap_or(1);
     let mut sum = Sights::default();
-    while sum.count("cuts") < cuts {
-        match case(seed, None, 2_000) {
+    for seed in first.. {
+        match case(seed, catalogue, None, 2_000) {
             Ok(sights) => sum.add(&sights),
             Err(reason) => panic!(
-                "case {seed} after {} cuts: {reason}\nagain: FOREBAY_SEED={seed} FOREBAY_CUTS=1 cargo test --lib \
-                 what_was_acknowledged_survives_power_cuts",
+                "case {seed} after {} cuts: {reason}\nagain: FOREBAY_SEED={seed} {variable}=1 cargo test --lib {test}",
                 sum.count("cuts")
             ),
         }
-        seed += 1;
+        if sum.count("cuts") >= cuts {
+            println!("{} cases, {sum:?}", seed - first + 1);
+            break;
+        }
     }
-    println!("{} cases, {sum:?}", seed - first);
-    if cuts >= CUTS {
+    sum
+}
+
+#[test]
+fn what_was_acknowledged_survives_power_cuts() {
+    let sum = cut("what_was_acknowledged_survives_power_cuts", "FOREBAY_CUTS", CUTS, Catalogue::Twin);
+    if sum.count("cuts") >= CUTS {
         assert_eq!(sum.never_met(), Vec::<&str>::new(), "the run was not interesting: {sum:?}");
     }
+}
+
+#[test]
+fn with_real_sled_what_was_acknowledged_survives_power_cuts() {
+    let test = "with_real_sled_what_was_acknowledged_survives_power_cuts";
+    cut(test, "FOREBAY_SLED_CUTS", SLED_CUTS, Catalogue::Sled);
 }
 
 /// Makes the mistake in one case after another until it is noticed, in one that is fine without it.
 fn assert_caught(mistake: Mistake) {
     for seed in 1..=MUTANT_CASES_MAX {
-        if let Err(reason) = case(seed, Some(mistake), 0) {
+        if let Err(reason) = case(seed, Catalogue::Twin, Some(mistake), 0) {
             println!("{mistake:?}: case {seed}: {}", reason.lines().next().unwrap_or_default());
-            assert_eq!(case(seed, None, 0).err(), None, "case {seed} fails without the mistake as well");
+            assert_eq!(
+                case(seed, Catalogue::Twin, None, 0).err(),
+                None,
+                "case {seed} fails without the mistake as well"
+            );
             return;
         }
     }

@@ -15,7 +15,7 @@ use super::model::{Broken, Found, Model};
 use crate::queue::{Lease, LeaseLimits, Settled, Subscription};
 use crate::storage::log::{AppendError, Drive, Lost, Observer, Position};
 use crate::storage::record::{self, NonceSeed};
-use crate::storage::simulated::{Fate, Faults, World};
+use crate::storage::simulated::{Fate, Faults, SledDirectories, World};
 use crate::storage::{Disk, Durable, Log, NewRecord, Options, StartAt, Store, StoreError, segment};
 
 const DIR: &str = "/volume/data";
@@ -33,13 +33,24 @@ const NO_START: &str = "it does not start";
 /// One step. Small numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
 pub enum Op {
-    Offer { count: usize, len: u16, is_forged: bool },
+    Offer {
+        count: usize,
+        len: u16,
+        is_forged: bool,
+    },
     Commit,
     Prepare,
     Rest,
-    Lease { exporter: usize, records: usize },
-    Settle { lease: usize },
-    Release { lease: usize },
+    Lease {
+        exporter: usize,
+        records: usize,
+    },
+    Settle {
+        lease: usize,
+    },
+    Release {
+        lease: usize,
+    },
     /// Both exporters take all there is.
     Drain,
     Checkpoint,
@@ -47,15 +58,25 @@ pub enum Op {
     FailWrites(u32),
     FailReads(u32),
     /// The power goes off during the operation named from now on, and again during the start that follows.
-    Cut { operations: u64, again: Option<u64>, fate: Fate },
+    Cut {
+        operations: u64,
+        again: Option<u64>,
+        fate: Fate,
+    },
     /// The process dies then.
-    Kill { operations: u64 },
+    Kill {
+        operations: u64,
+    },
     /// Power cut now, with the catalogue and the witness both gone.
     Forget,
     /// A clean stop and start.
     Restart,
     /// The process dies now, and the disk has errors while it starts.
-    FaultyStart { syncs: u32, reads: u32, writes: u32 },
+    FaultyStart {
+        syncs: u32,
+        reads: u32,
+        writes: u32,
+    },
 }
 
 /// Mistakes of whoever drives the store.
@@ -137,6 +158,8 @@ pub struct Rig {
     pub model: Model,
     pub sights: Sights,
     pub blunder: Option<Blunder>,
+    /// Real sled in the place of the catalogue's twin.
+    sled: Option<Arc<SledDirectories>>,
     ever_acknowledged: BTreeSet<u64>,
     seen: Arc<Seen>,
     running: Option<Running>,
@@ -163,6 +186,14 @@ fn options() -> Options {
 
 impl Rig {
     pub fn new(seed: u64) -> Result<Rig, Broken> {
+        Rig::on(seed, None)
+    }
+
+    pub fn with_sled(seed: u64) -> Result<Rig, Broken> {
+        Rig::on(seed, Some(SledDirectories::new(seed).map_err(|error| error.to_string())?))
+    }
+
+    fn on(seed: u64, sled: Option<Arc<SledDirectories>>) -> Result<Rig, Broken> {
         // Nonces come from the thread's generator.
         fastrand::seed(seed);
         let world = World::new(seed, DISK_BYTES);
@@ -175,6 +206,7 @@ impl Rig {
             model: Model::new(EXPORTERS.len()),
             sights: Sights::default(),
             blunder: None,
+            sled,
             ever_acknowledged: BTreeSet::new(),
             seen: Arc::default(),
             running: None,
@@ -190,6 +222,21 @@ impl Rig {
         }
         rig.start(false)?;
         Ok(rig)
+    }
+
+    /// Nothing is open any more when the power goes, or the process dies.
+    fn cut_power(&self, fate: Fate) {
+        self.world.cut_power(fate);
+        if let Some(sled) = &self.sled {
+            sled.cut_power(fate).expect("sled's directory is written");
+        }
+    }
+
+    fn kill(&self) {
+        self.world.kill();
+        if let Some(sled) = &self.sled {
+            sled.kill().expect("sled's directory is written");
+        }
     }
 
     pub fn run(&mut self, op: &Op) -> Result<(), Broken> {
@@ -233,12 +280,8 @@ impl Rig {
             Op::Forget => return self.forget(),
             Op::Restart => return self.stop_and_start(),
             Op::FaultyStart { syncs, reads, writes } => {
-                let faults = Faults {
-                    failing_syncs: syncs,
-                    failing_reads: reads,
-                    failing_writes: writes,
-                    ..Faults::default()
-                };
+                let faults =
+                    Faults { failing_syncs: syncs, failing_reads: reads, failing_writes: writes, ..Faults::default() };
                 return self.start_with(faults);
             }
         }
@@ -423,7 +466,7 @@ impl Rig {
             return Ok(());
         }
         self.pending = Restart::Kill;
-        self.world.kill();
+        self.kill();
         self.start(false)
     }
 
@@ -433,11 +476,11 @@ impl Rig {
         match self.pending {
             Restart::Kill => {
                 self.sights.see("kills", 1);
-                self.world.kill();
+                self.kill();
             }
             Restart::Cut { again, fate } => {
                 self.sights.see("cuts", 1);
-                self.world.cut_power(fate);
+                self.cut_power(fate);
                 self.world.cut_power_in(again);
             }
         }
@@ -447,12 +490,12 @@ impl Rig {
     fn start_with(&mut self, faults: Faults) -> Result<(), Broken> {
         self.running = None;
         self.pending = Restart::Kill;
-        self.world.kill();
+        self.kill();
         self.world.set_faults(faults);
         match self.try_start(false) {
             Err(reason) if reason.starts_with(NO_START) => {
                 self.sights.see("refused starts", 1);
-                self.world.kill();
+                self.kill();
                 self.start(false)
             }
             started => started,
@@ -463,7 +506,7 @@ impl Rig {
         self.running = None;
         self.sights.see("cuts", 1);
         self.sights.see("cursors lost", 1);
-        self.world.cut_power(Fate::Empty);
+        self.cut_power(Fate::Empty);
         // Without a witness there is nothing to lose yet.
         let _ = self.world.spoil(&Path::new(DIR).join("witness"));
         self.start(true)
@@ -481,11 +524,11 @@ impl Rig {
                     self.running = None;
                     self.sights.see("cuts while starting", 1);
                     match self.pending {
-                        Restart::Kill => self.world.kill(),
+                        Restart::Kill => self.kill(),
                         Restart::Cut { fate, .. } => {
                             self.sights.see("cuts", 1);
                             let fate = if has_forgotten { Fate::Empty } else { fate };
-                            self.world.cut_power(fate);
+                            self.cut_power(fate);
                         }
                     }
                 }
@@ -498,7 +541,10 @@ impl Rig {
         let told = |error: StoreError| format!("{NO_START}: {error}");
         let observer = Arc::clone(&self.seen) as Arc<dyn Observer>;
         let disk = self.world.disk();
-        let catalogs = self.world.catalogs();
+        let catalogs = match &self.sled {
+            Some(sled) => sled.catalogs(&self.world),
+            None => self.world.catalogs(),
+        };
         let (store, report) =
             Store::open_with(disk, Path::new(DIR), &options(), observer, catalogs, Drive::Caller).map_err(told)?;
         let cursors = EXPORTERS.map(|name| (name.to_owned(), StartAt::End));
@@ -515,7 +561,9 @@ impl Rig {
         // Who has forgotten what was reclaimed cannot tell it from a loss; the model knows whether it was one.
         if let Some(lost) = lost.first().filter(|_| !has_forgotten) {
             let known: Vec<u64> = self.model.acknowledged.keys().copied().collect();
-            return Err(format!("loss is reported where nothing was lost: {lost:?}; acknowledged: {known:?}; {report:?}"));
+            return Err(format!(
+                "loss is reported where nothing was lost: {lost:?}; acknowledged: {known:?}; {report:?}"
+            ));
         }
         let subscriptions = EXPORTERS.iter().map(|name| Subscription::new(Arc::clone(&log), name)).collect();
         let cursors = EXPORTERS.map(|name| log.cursor(name).unwrap_or_default());
@@ -527,7 +575,8 @@ impl Rig {
         let found = self.read_from(0)?;
         self.check_disk_use(allocated)?;
         let known: BTreeSet<u64> = self.model.acknowledged.keys().copied().collect();
-        self.sights.see("unacknowledged kept", found.iter().filter(|(sequence, _)| !known.contains(sequence)).count() as u64);
+        self.sights
+            .see("unacknowledged kept", found.iter().filter(|(sequence, _)| !known.contains(sequence)).count() as u64);
         if has_forgotten {
             self.model.forget(&found)?;
         }

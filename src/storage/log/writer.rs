@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::storage::backlog::Weight;
 use crate::storage::cursor::Cursor;
 use crate::storage::disk::DiskFile;
-use crate::storage::record::{self, ALIGN, Header, end_after, Record, TRAILER_LEN};
+use crate::storage::record::{self, ALIGN, Header, Record, TRAILER_LEN, end_after};
 use crate::storage::segment::{HEADER_PAGE_LEN, Identity};
 
 use super::prepare;

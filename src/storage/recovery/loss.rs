@@ -10,13 +10,13 @@ use super::Found;
 use crate::storage::catalog::SegmentRow;
 use crate::storage::log::Lost;
 use crate::storage::ranges::RangeSet;
-use crate::storage::record::NO_PREVIOUS;
+use crate::storage::record::end_after;
 
 pub(super) struct LossFinder {
     durable_end: u64,
     holes: RangeSet,
-    /// The sequence that the chain leads to next; None where it starts, or where no header tells.
-    wanted: Option<u64>,
+    /// Behind the sequence that the chain leads to next, 0 at its start; None where nothing tells.
+    wanted_end: Option<u64>,
     findings: Findings,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Findings {
 impl LossFinder {
     /// `holes`: what is known to be missing already.
     pub fn new(durable_end: u64, holes: RangeSet) -> LossFinder {
-        LossFinder { durable_end, holes, wanted: None, findings: Findings::default() }
+        LossFinder { durable_end, holes, wanted_end: None, findings: Findings::default() }
     }
 
     /// The catalogue knows a segment whose file is gone.
@@ -48,10 +48,10 @@ impl LossFinder {
 
     /// `recorded_end`: the durable end as catalogue and witness have it.
     pub fn find(mut self, found: &BTreeMap<u64, Found>, recorded_end: u64) -> Findings {
-        self.wanted = recorded_end.checked_sub(1);
+        self.wanted_end = Some(recorded_end).filter(|end| *end > 0);
         let newest = found.values().rev().find(|found| found.segment.records > 0);
         if newest.is_some_and(|newest| newest.segment.last >= recorded_end) {
-            self.wanted = None;
+            self.wanted_end = None;
         }
         for (id, found) in found.iter().rev() {
             self.pass(*id, found);
@@ -62,16 +62,16 @@ impl LossFinder {
     fn pass(&mut self, id: u64, found: &Found) {
         let segment = &found.segment;
         let Some(scan) = &found.scan else {
-            if self.wanted.is_some_and(|wanted| wanted < segment.first) {
+            if self.wanted_end.is_some_and(|end| end <= segment.first) {
                 return self.stray(segment.last);
             }
             self.meet(id, segment.last, 0, 0);
-            self.wanted = segment.previous_end.checked_sub(1);
+            self.wanted_end = Some(segment.previous_end);
             return;
         };
         for located in scan.records.iter().rev() {
             let header = &located.header;
-            if self.wanted.is_some_and(|wanted| wanted < header.sequence) {
+            if self.wanted_end.is_some_and(|end| end <= header.sequence) {
                 // Left behind by a write that failed; its request was answered otherwise.
                 self.findings.stray.insert(header.sequence..header.sequence + 1);
                 self.stray(header.sequence);
@@ -80,30 +80,32 @@ impl LossFinder {
             let gap = scan.gaps.iter().find(|gap| gap.offset > located.offset);
             let (offset, bytes) = gap.map_or((segment.valid_end, 0), |gap| (gap.offset, gap.len));
             self.meet(id, header.sequence, offset, bytes);
-            self.wanted = (header.previous != NO_PREVIOUS).then_some(header.previous);
+            self.wanted_end = Some(end_after(header.previous));
         }
     }
 
     /// The chain passes by all numbers from what it wants to the one of such a record: none of them was acknowledged.
     fn stray(&mut self, sequence: u64) {
-        if let Some(wanted) = self.wanted {
-            self.findings.torn.insert(wanted + 1..sequence + 1);
+        if let Some(end) = self.wanted_end {
+            self.findings.torn.insert(end..sequence + 1);
         }
     }
 
     /// A record is there; whatever the chain wanted above it is not.
     fn meet(&mut self, segment_id: u64, sequence: u64, offset: u64, bytes: u64) {
-        let Some(wanted) = self.wanted else { return };
-        let missing = sequence + 1..wanted.saturating_add(1);
+        let Some(end) = self.wanted_end else { return };
+        let missing = sequence + 1..end;
         // At and above the durable end nothing was acknowledged: a torn tail, no loss.
         let below = missing.start..missing.end.min(self.durable_end);
         if missing.end > missing.start.max(self.durable_end) {
             self.findings.torn.insert(missing.start.max(self.durable_end)..missing.end);
         }
         for sequences in self.holes.gaps(below) {
-            let known = self.findings.lost.iter().any(|lost| {
-                lost.sequences.start <= sequences.start && lost.sequences.end >= sequences.end
-            });
+            let known = self
+                .findings
+                .lost
+                .iter()
+                .any(|lost| lost.sequences.start <= sequences.start && lost.sequences.end >= sequences.end);
             if !known {
                 let reason = "records failed their check".to_owned();
                 self.findings.lost.push(Lost { segment_id, offset, bytes, sequences, reason });
