@@ -95,7 +95,9 @@ impl Log {
             if let Some(header) = header {
                 let full = bytes + u64::from(header.raw_len) > bytes_max || chunk.records.len() >= records_max;
                 if full && !chunk.records.is_empty() {
-                    return Ok(chunk);
+                    // The next read begins before a gap that is still open, and meets it again.
+                    chunk.lost.retain(|lost| lost.sequences.end != u64::MAX);
+                    break;
                 }
             }
             match scanner.step()? {

@@ -11,6 +11,7 @@ use crate::storage::catalog::SegmentRow;
 use crate::storage::log::Lost;
 use crate::storage::ranges::RangeSet;
 use crate::storage::record::end_after;
+use crate::storage::segment::HEADER_PAGE_LEN;
 
 pub(super) struct LossFinder {
     durable_end: u64,
@@ -56,7 +57,20 @@ impl LossFinder {
         for (id, found) in found.iter().rev() {
             self.pass(*id, found);
         }
+        if let Some((id, oldest)) = found.iter().find(|(_, found)| found.segment.records > 0) {
+            self.miss_front(*id, oldest);
+        }
         self.findings
+    }
+
+    /// Below the oldest segment nothing is expected, but it may have lost its own front.
+    fn miss_front(&mut self, id: u64, oldest: &Found) {
+        let Some(first) = oldest.scan.as_ref().and_then(|scan| scan.records.first()) else { return };
+        let is_on_chain = self.wanted_end == Some(end_after(first.header.previous));
+        if is_on_chain && first.offset > HEADER_PAGE_LEN {
+            let bytes = first.offset - HEADER_PAGE_LEN;
+            self.miss(id, oldest.segment.identity.sequence_floor, HEADER_PAGE_LEN, bytes);
+        }
     }
 
     fn pass(&mut self, id: u64, found: &Found) {
@@ -65,7 +79,7 @@ impl LossFinder {
             if self.wanted_end.is_some_and(|end| end <= segment.first) {
                 return self.stray(segment.last);
             }
-            self.meet(id, segment.last, 0, 0);
+            self.miss(id, segment.last + 1, 0, 0);
             self.wanted_end = Some(segment.previous_end);
             return;
         };
@@ -79,7 +93,7 @@ impl LossFinder {
             }
             let gap = scan.gaps.iter().find(|gap| gap.offset > located.offset);
             let (offset, bytes) = gap.map_or((segment.valid_end, 0), |gap| (gap.offset, gap.len));
-            self.meet(id, header.sequence, offset, bytes);
+            self.miss(id, header.sequence + 1, offset, bytes);
             self.wanted_end = Some(end_after(header.previous));
         }
     }
@@ -91,10 +105,10 @@ impl LossFinder {
         }
     }
 
-    /// A record is there; whatever the chain wanted above it is not.
-    fn meet(&mut self, segment_id: u64, sequence: u64, offset: u64, bytes: u64) {
+    /// What the chain wanted from `start` on is not there.
+    fn miss(&mut self, segment_id: u64, start: u64, offset: u64, bytes: u64) {
         let Some(end) = self.wanted_end else { return };
-        let missing = sequence + 1..end;
+        let missing = start..end;
         // At and above the durable end nothing was acknowledged: a torn tail, no loss.
         let below = missing.start..missing.end.min(self.durable_end);
         if missing.end > missing.start.max(self.durable_end) {

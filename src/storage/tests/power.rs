@@ -198,7 +198,7 @@ fn rule_5_a_segment_whose_header_is_damaged_is_reported() {
 fn rule_5_a_flipped_bit_costs_at_most_its_record_and_is_reported() {
     const RECORDS: u64 = 30;
     let mut damaged = 0;
-    for seed in 0..300 {
+    for seed in 0..150 {
         let world = world_of(seed);
         let mut rng = fastrand::Rng::with_seed(seed);
         let (store, log, _) = start(&world);
@@ -219,14 +219,17 @@ fn rule_5_a_flipped_bit_costs_at_most_its_record_and_is_reported() {
         }
         let (_store, log, seen) = start(&world);
         let found = read_all(&log, 0);
-        let missing = (0..RECORDS).filter(|number| !found.contains(number)).count();
-        assert!(missing <= flips, "case {seed}: {flips} flips cost {missing} records");
-        // The last of a segment that was not checkpointed looks like a torn tail.
-        let reported = !seen.lost.lock().is_empty() || !found.contains(&(RECORDS - 1));
-        assert!(missing == 0 || reported, "case {seed}: {missing} lost without a word");
-        damaged += missing;
+        let missing: Vec<u64> = (0..RECORDS).filter(|number| !found.contains(number)).collect();
+        assert!(missing.len() <= flips, "case {seed}: {flips} flips cost {missing:?}");
+        // Nothing tells damage in the last group from a torn one, unless a checkpoint came behind it.
+        let lost = seen.lost.lock();
+        let is_reported = |number: &u64| lost.iter().any(|lost| lost.sequences.contains(number));
+        let silent: Vec<&u64> = missing.iter().filter(|number| **number < RECORDS - 3 && !is_reported(number)).collect();
+        assert!(silent.is_empty(), "case {seed}: {silent:?} lost without a word");
+        drop(lost);
+        damaged += missing.len();
         assert_eq!(write(&log, &payloads(RECORDS..RECORDS + 1)), 1);
         assert_eq!(read_all(&log, 0).last(), Some(&RECORDS), "case {seed}");
     }
-    assert!(damaged > 100, "the flips hit: {damaged}");
+    assert!(damaged > 50, "the flips hit: {damaged}");
 }
