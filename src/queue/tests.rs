@@ -9,6 +9,7 @@ use bytes::Bytes;
 mod model;
 mod power_cuts;
 mod rig;
+mod sights;
 
 use super::*;
 use crate::settings::Sizer;

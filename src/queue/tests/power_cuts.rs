@@ -8,7 +8,8 @@ use std::cell::RefCell;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-use super::rig::{Blunder, EXPORTERS, Op, Rig, Sights};
+use super::rig::{Blunder, EXPORTERS, Op, Rig};
+use super::sights::Sights;
 use crate::storage::mutant::{self, Mutant};
 use crate::storage::simulated::{Dishonesty, Fate};
 

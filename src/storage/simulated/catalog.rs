@@ -97,7 +97,7 @@ impl SimulatedCatalog {
         let state = &mut *self.world.0.lock();
         let is_last = state.begin(self.boot)?;
         let fails = state.strikes(|f| &mut f.failing_syncs);
-        let is_synced = !fails && !(is_last && state.rng.bool());
+        let is_cut_short = is_last && state.rng.bool();
         let commits = state.catalogs.get_mut(&self.node).ok_or_else(power_off)?;
         let mut rows = commits.last();
         for (key, value) in changes {
@@ -106,7 +106,7 @@ impl SimulatedCatalog {
                 None => rows.remove(key),
             };
         }
-        if is_synced {
+        if !fails && !is_cut_short {
             commits.states.clear();
         }
         commits.states.push(rows);

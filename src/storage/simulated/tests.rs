@@ -1,6 +1,9 @@
 //! The simulated disk is as treacherous as it says, and no more.
 
+use std::io::IoSlice;
+
 use super::*;
+use crate::storage::{Disk, DiskFile};
 
 fn world(seed: u64) -> Arc<World> {
     World::new(seed, 1 << 20)
@@ -55,7 +58,7 @@ fn pages_that_were_not_synced_are_kept_in_any_combination_and_torn_at_sectors() 
     let pages = |bytes: &Vec<u8>| bytes.chunks(PAGE_LEN).map(|page| (page[0], page[PAGE_LEN - 1])).collect::<Vec<_>>();
     let found: BTreeSet<_> = found.iter().flatten().map(pages).collect();
     for expected in [[(1, 1); 3], [(2, 2); 3], [(1, 1), (2, 2), (1, 1)], [(2, 2), (1, 1), (2, 2)]] {
-        assert!(found.contains(&expected.to_vec()), "{expected:?}");
+        assert!(found.contains(expected.as_slice()), "{expected:?}");
     }
     assert!(found.iter().flatten().any(|page| *page == (2, 1)), "a torn page");
 }

@@ -224,7 +224,8 @@ fn rule_5_a_flipped_bit_costs_at_most_its_record_and_is_reported() {
         // Nothing tells damage in the last group from a torn one, unless a checkpoint came behind it.
         let lost = seen.lost.lock();
         let is_reported = |number: &u64| lost.iter().any(|lost| lost.sequences.contains(number));
-        let silent: Vec<&u64> = missing.iter().filter(|number| **number < RECORDS - 3 && !is_reported(number)).collect();
+        let silent: Vec<&u64> =
+            missing.iter().filter(|number| **number < RECORDS - 3 && !is_reported(number)).collect();
         assert!(silent.is_empty(), "case {seed}: {silent:?} lost without a word");
         drop(lost);
         damaged += missing.len();
