@@ -22,8 +22,9 @@ pub struct QueueSnapshot {
 impl Log {
     pub fn snapshot(&self) -> QueueSnapshot {
         let state = &mut *self.inner.state.lock();
-        let oldest = state.segments.values().next().map_or(state.durable_end, |segment| segment.first);
-        state.holes = state.holes.iter().filter(|hole| hole.end > oldest).collect();
+        // A segment may have lost its own front.
+        let floor = state.segments.values().map(|segment| segment.identity.sequence_floor).next();
+        state.holes = state.holes.iter().filter(|hole| floor.is_some_and(|floor| hole.end > floor)).collect();
         let segments = state
             .segments
             .values()
