@@ -146,7 +146,7 @@ fn append(
         payload: payload.clone(),
         guard: Arc::new(()),
     };
-    let reservation = log.reserve(record.stored_len()).expect("the queue has room");
+    let reservation = log.reserve(record.weight()).expect("the queue has room");
     log.append(reservation, record)
 }
 

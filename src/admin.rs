@@ -65,8 +65,15 @@ pub async fn metrics_page(
 ) -> Result<Page, BindError> {
     let listeners = listen::bind("service.telemetry.metrics.address", endpoint).await?;
     let render = |State(metrics): State<Arc<Metrics>>| async move {
-        (metrics.refresh)();
-        ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.handle.render())
+        // Gauges may read the disk.
+        let rendering = tokio::task::spawn_blocking(move || {
+            (metrics.refresh)();
+            metrics.handle.render()
+        });
+        match rendering.await {
+            Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        }
     };
     let state = Arc::new(Metrics { handle, refresh: Box::new(refresh) });
     Ok(Page { listeners, router: Router::new().route("/metrics", get(render)).with_state(state) })

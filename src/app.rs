@@ -5,6 +5,7 @@
 //! drained until the deadline, a last checkpoint.
 
 mod build;
+mod figures;
 mod limits;
 mod observe;
 
@@ -101,7 +102,7 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let page = admin::health_page(&plan.health.endpoint, &plan.health.path, Arc::clone(&health)).await?;
     tracing::info!(addresses = ?page.addresses(), "health endpoint");
     page.serve(&pages_end);
-    let figures = observe::Figures::default();
+    let figures = figures::Figures::default();
     if let Some(endpoint) = &plan.telemetry.metrics_endpoint {
         let refreshed = figures.clone();
         let page = admin::metrics_page(endpoint, handle, move || refreshed.refresh()).await?;

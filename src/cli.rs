@@ -75,7 +75,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Run(run_arguments)) => run(run_arguments),
         Some(Command::Validate(config)) => validate(&config),
         Some(Command::PrintConfig(config)) => print_config(&config),
-        Some(Command::Components) => output::print(&components()),
+        Some(Command::Components) => output::print(&config::components::list()),
         Some(Command::Version) => output::print(&format!("forebay {}\n", env!("CARGO_PKG_VERSION"))),
         Some(Command::Healthcheck { endpoint }) => healthcheck::check(&endpoint).map_err(Failure::Other),
     }
@@ -109,35 +109,16 @@ fn validate(config: &ConfigArguments) -> Result<(), Failure> {
     let plan = load(config)?;
     plan.warnings.iter().for_each(|warning| output::complain(warning));
     output::print(&format!(
-        "the configuration is valid: {} receivers, {} pipelines, {} exporters, {} warnings\n",
+        "the configuration is valid: {} receivers, {} pipelines, {} exporters, {} warnings\n{}",
         plan.receivers.len(),
         plan.pipelines.len(),
         plan.exporters.len(),
-        plan.warnings.len()
+        plan.warnings.len(),
+        config::outage::report(&plan)
     ))
 }
 
 fn print_config(config: &ConfigArguments) -> Result<(), Failure> {
     let tree = config::load(&sources(config), &RealWorld).map_err(Failure::Config)?;
     output::print(&config::print::to_yaml(&tree))
-}
-
-fn components() -> String {
-    let mut text = String::new();
-    let sections = [("receivers", config::components::RECEIVERS), ("exporters", config::components::EXPORTERS)];
-    for (section, kinds) in sections {
-        text.push_str(&format!("{section}:\n"));
-        for kind in kinds {
-            let aliases = match kind.aliases {
-                [] => String::new(),
-                aliases => format!(" (also: {})", aliases.join(", ")),
-            };
-            text.push_str(&format!("  {:<16} {}{aliases}\n", kind.name, kind.summary));
-        }
-    }
-    text.push_str("processors:\n  batch            read as the exporters' sending_queue.batch\n");
-    text.push_str("  memory_limiter   read as forebay.memory.limit\n");
-    text.push_str("extensions:\n  file_storage     names the data directory\n");
-    text.push_str("  health_check     places the health endpoint\n");
-    text
 }

@@ -8,6 +8,7 @@
 pub mod components;
 pub mod data_dir;
 mod ids;
+pub mod outage;
 mod plan;
 pub mod print;
 mod read;

@@ -3,8 +3,10 @@
 pub mod classify;
 pub mod debug;
 pub mod file;
+pub mod heavy;
 pub mod otlp_grpc;
 pub mod otlp_http;
+pub mod payload;
 pub mod remote;
 pub mod tls;
 
@@ -12,61 +14,65 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::otlp::{Metadata, Signal};
-use crate::settings::Table;
+use crate::settings::Kind;
+pub use classify::StatusPolicy;
+
+pub use payload::Payload;
 
 /// Why an exporter cannot be made: a mistake in its settings that only building it shows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BuildError(pub String);
 
-/// Settings of one exporter, by kind. A new kind is a file, a line in `config/components.rs`, and its lines here.
-#[derive(Clone, Debug)]
-pub enum Settings {
-    OtlpGrpc(otlp_grpc::Settings),
-    OtlpHttp(otlp_http::Settings),
-    File(file::Settings),
-    Debug(debug::Settings),
+/// Every kind of exporter: a new one is a file and a line here. Configuration, `components` and the process take
+/// their names from this list.
+pub const KINDS: &[Kind<Arc<dyn Settings>>] = &[
+    Kind {
+        name: "otlp_grpc",
+        aliases: &["otlp"],
+        summary: "OTLP over gRPC",
+        read: |table| Arc::new(otlp_grpc::Settings::read(table)),
+    },
+    Kind {
+        name: "otlp_http",
+        aliases: &["otlphttp"],
+        summary: "OTLP over HTTP",
+        read: |table| Arc::new(otlp_http::Settings::read(table)),
+    },
+    Kind {
+        name: "file",
+        aliases: &[],
+        summary: "OTLP-JSON lines in a file on this machine",
+        read: |table| Arc::new(file::Settings::read(table)),
+    },
+    Kind {
+        name: "debug",
+        aliases: &[],
+        summary: "a line per request in the log",
+        read: |table| Arc::new(debug::Settings::read(table)),
+    },
+];
+
+/// What an exporter is told beside the keys of its kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    pub id: &'a str,
+    /// Relative paths stand below it.
+    pub data_dir: &'a Path,
+    /// None: the kind's default.
+    pub max_request_bytes: Option<u64>,
+    pub status_policy: &'a StatusPolicy,
 }
 
-impl Settings {
-    /// Reads the settings of a kind by its present name; None for any other.
-    pub fn read(kind: &str, table: &mut Table<'_>) -> Option<Settings> {
-        Some(match kind {
-            "otlp_grpc" => Settings::OtlpGrpc(otlp_grpc::Settings::read(table)),
-            "otlp_http" => Settings::OtlpHttp(otlp_http::Settings::read(table)),
-            "file" => Settings::File(file::Settings::read(table)),
-            "debug" => Settings::Debug(debug::Settings::read(table)),
-            _ => return None,
-        })
-    }
+/// The settings of one exporter, read and not built yet.
+pub trait Settings: std::fmt::Debug + Send + Sync {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError>;
 
-    /// Paths that are relative stand below the data directory.
-    pub fn resolve(&mut self, data_dir: &Path) {
-        if let Settings::File(settings) = self {
-            settings.resolve(data_dir);
-        }
-    }
-
-    pub fn set_max_request_bytes(&mut self, bytes: u64) {
-        match self {
-            Settings::OtlpGrpc(settings) => settings.max_request_bytes = bytes,
-            Settings::OtlpHttp(settings) => settings.max_request_bytes = bytes,
-            Settings::File(_) | Settings::Debug(_) => {}
-        }
-    }
-
-    pub fn build(&self, id: &str) -> Result<Arc<dyn Exporter>, BuildError> {
-        Ok(match self {
-            Settings::OtlpGrpc(settings) => Arc::new(otlp_grpc::build(settings)?),
-            Settings::OtlpHttp(settings) => Arc::new(otlp_http::build(settings)?),
-            Settings::File(settings) => Arc::new(file::build(settings)?),
-            Settings::Debug(settings) => Arc::new(debug::build(id, settings)?),
-        })
-    }
+    /// Whether a server answers it: then statuses and the size of requests can be configured.
+    fn is_remote(&self) -> bool;
 }
 
 /// One outgoing request: OTLP protobuf, uncompressed.
@@ -74,7 +80,7 @@ impl Settings {
 pub struct Batch {
     pub signal: Signal,
     pub items: u64,
-    pub payload: Bytes,
+    pub payload: Payload,
     pub metadata: Metadata,
 }
 
@@ -131,6 +137,11 @@ pub trait Exporter: Send + Sync + 'static {
     /// Whether what is exported leaves this machine (the file and debug exporters do not).
     fn leaves_machine(&self) -> bool {
         true
+    }
+
+    /// The file that it writes, if it writes one.
+    fn local_path(&self) -> Option<&Path> {
+        None
     }
 }
 

@@ -53,7 +53,7 @@ pub trait Meter: Send + Sync {
     fn rejected(&self, _exporter: &str, _signal: Signal, _items: u64) {}
     fn failed(&self, _exporter: &str, _signal: Signal, _items: u64) {}
     fn held(&self, _exporter: &str, _signal: Signal, _items: u64) {}
-    fn in_flight(&self, _exporter: &str, _requests: i64) {}
+    fn in_flight(&self, _exporter: &str, _signal: Signal, _requests: i64) {}
 }
 
 /// One configured exporter with what its requests share.

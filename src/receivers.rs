@@ -16,3 +16,28 @@ pub mod listen;
 pub mod otlp;
 pub mod serve;
 pub mod status;
+
+use crate::settings::Kind;
+
+/// Every kind of receiver: configuration, `components` and the process take their names from this list.
+pub const KINDS: &[Kind<Settings>] = &[Kind {
+    name: "otlp",
+    aliases: &[],
+    summary: "OTLP over gRPC and HTTP",
+    read: |table| Settings::Otlp(otlp::Settings::read(table)),
+}];
+
+/// Settings of one receiver, by kind.
+#[derive(Clone, Debug)]
+pub enum Settings {
+    Otlp(otlp::Settings),
+}
+
+impl Settings {
+    /// Opens the ports.
+    pub async fn bind(&self, id: &str) -> Result<otlp::Bound, listen::BindError> {
+        match self {
+            Settings::Otlp(settings) => otlp::bind(id, settings.clone()).await,
+        }
+    }
+}

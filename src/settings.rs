@@ -6,6 +6,7 @@
 //!                                                             └▶ Problems: every error and warning, all at once
 //! ```
 
+mod kind;
 mod node;
 mod problem;
 mod retry;
@@ -15,6 +16,7 @@ mod table;
 mod tests;
 mod units;
 
+pub use kind::Kind;
 pub use node::{Entry, Node, Origin, Value};
 pub use problem::{Problem, Problems, Severity};
 pub use retry::Retry;

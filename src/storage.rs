@@ -24,6 +24,7 @@
 //! 9. An unknown format refuses to start before anything is written.
 //! 10. Wall-clock jumps never make anything disappear.
 
+pub mod backlog;
 pub mod catalog;
 pub mod cursor;
 pub mod disk;
@@ -36,6 +37,7 @@ pub mod space;
 pub mod store;
 pub mod witness;
 
+pub use backlog::{Limit, Weight};
 pub use cursor::{Cursor, StartAt};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use log::{AppendError, Log, NewRecord};

@@ -62,14 +62,23 @@ fn describe() {
             format!("otelcol_exporter_enqueue_failed_{items}"),
             "Always 0: what cannot enter the queue is refused at the receiver."
         );
-        describe_counter!(format!("forebay_exporter_rejected_{items}"), "Items rejected by a partial success.");
+        describe_counter!(
+            format!("forebay_exporter_dropped_{items}"),
+            "Items that will never be delivered, by reason: rejected (by a partial success)."
+        );
         describe_counter!(
             format!("forebay_exporter_held_{items}"),
             "Items set aside because the destination refused their batch; they are kept."
         );
     }
-    describe_gauge!("otelcol_exporter_queue_size", Unit::Bytes, "Bytes waiting for the exporter.");
-    describe_gauge!("otelcol_exporter_queue_capacity", Unit::Bytes, "Bytes that all queues together may allocate.");
+    describe_gauge!(
+        "otelcol_exporter_queue_size",
+        "What waits for the exporter, in the unit of its sizer (bytes without a queue_size)."
+    );
+    describe_gauge!(
+        "otelcol_exporter_queue_capacity",
+        "Its queue_size, else the bytes that all queues together may allocate."
+    );
     describe_gauge!("otelcol_exporter_in_flight_requests", "Requests on their way now.");
     describe_gauge!("otelcol_process_uptime", Unit::Seconds, "Seconds since the process started.");
     describe_gauge!("otelcol_process_cpu_seconds", Unit::Seconds, "Processor time, user and system.");
@@ -84,8 +93,19 @@ fn describe() {
     describe_counter!("forebay_storage_damaged_bytes", Unit::Bytes, "Damaged bytes found in segments.");
     describe_gauge!("forebay_storage_allocated_bytes", Unit::Bytes, "Bytes allocated by all queues.");
     describe_gauge!("forebay_storage_capacity_bytes", Unit::Bytes, "Bytes that all queues may allocate.");
+    describe_gauge!(
+        "forebay_storage_time_to_full_seconds",
+        Unit::Seconds,
+        "Time until intake is refused at the present rate of growth; infinite when the queues do not grow."
+    );
+    describe_gauge!(
+        "forebay_queue_oldest_age_seconds",
+        Unit::Seconds,
+        "Age of the oldest record that the exporter has not delivered; 0 when nothing waits."
+    );
     describe_gauge!("forebay_queue_backlog_records", "Requests waiting for the exporter.");
-    describe_gauge!("forebay_queue_backlog_bytes", Unit::Bytes, "Bytes of segments that the exporter has not settled.");
+    describe_gauge!("forebay_queue_backlog_bytes", Unit::Bytes, "Stored bytes waiting for the exporter.");
+    describe_gauge!("forebay_queue_backlog_items", "Items waiting for the exporter.");
     describe_gauge!("forebay_exporter_held_ranges", "Batches set aside for the exporter.");
     describe_gauge!(
         "forebay_exporter_retry_delay_seconds",
@@ -155,7 +175,7 @@ pub struct ExporterMetrics {
     send_failed: [Counter; 3],
     rejected: [Counter; 3],
     held: [Counter; 3],
-    in_flight: Gauge,
+    in_flight: [Gauge; 3],
 }
 
 impl ExporterMetrics {
@@ -169,9 +189,13 @@ impl ExporterMetrics {
             sent: counters("otelcol_exporter_sent"),
             _enqueue_failed: counters("otelcol_exporter_enqueue_failed"),
             send_failed: counters("otelcol_exporter_send_failed"),
-            rejected: counters("forebay_exporter_rejected"),
+            rejected: SIGNALS.map(|(data_type, items)| {
+                counter!(format!("forebay_exporter_dropped_{items}"), "exporter" => exporter.to_owned(), "data_type" => data_type, "reason" => "rejected")
+            }),
             held: counters("forebay_exporter_held"),
-            in_flight: gauge!("otelcol_exporter_in_flight_requests", "exporter" => exporter.to_owned()),
+            in_flight: SIGNALS.map(|(data_type, _)| {
+                gauge!("otelcol_exporter_in_flight_requests", "exporter" => exporter.to_owned(), "data_type" => data_type)
+            }),
         }
     }
 
@@ -187,11 +211,11 @@ impl ExporterMetrics {
     pub fn held(&self, signal: usize, items: u64) {
         self.held[signal].increment(items);
     }
-    pub fn in_flight(&self, change: i64) {
+    pub fn in_flight(&self, signal: usize, change: i64) {
         if change >= 0 {
-            self.in_flight.increment(change as f64);
+            self.in_flight[signal].increment(change as f64);
         } else {
-            self.in_flight.decrement(-change as f64);
+            self.in_flight[signal].decrement(-change as f64);
         }
     }
 }
@@ -200,9 +224,14 @@ impl ExporterMetrics {
 #[derive(Clone, Debug, Default)]
 pub struct BacklogFigures {
     pub records: u64,
+    pub items: u64,
     pub bytes: u64,
-    /// What all queues together may allocate.
-    pub capacity_bytes: u64,
+    /// In the unit of the exporter's `sizer` where it has a `queue_size`, else in bytes; so is `capacity`.
+    pub size: u64,
+    /// `queue_size`, else what all queues together may allocate.
+    pub capacity: u64,
+    /// Since the oldest record was received; zero when nothing waits.
+    pub oldest_age: Duration,
     pub held_ranges: u64,
     pub retry_delay: Duration,
 }
@@ -210,16 +239,20 @@ pub struct BacklogFigures {
 pub fn backlog(queue: &str, exporter: &str, data_type: &'static str, figures: &BacklogFigures) {
     let labels = [("exporter", exporter.to_owned()), ("data_type", data_type.to_owned()), ("queue", queue.to_owned())];
     // Size and capacity share labels and unit: people alert on their quotient.
-    gauge!("otelcol_exporter_queue_size", &labels).set(figures.bytes as f64);
-    gauge!("otelcol_exporter_queue_capacity", &labels).set(figures.capacity_bytes as f64);
+    gauge!("otelcol_exporter_queue_size", &labels).set(figures.size as f64);
+    gauge!("otelcol_exporter_queue_capacity", &labels).set(figures.capacity as f64);
     gauge!("forebay_queue_backlog_records", &labels).set(figures.records as f64);
+    gauge!("forebay_queue_backlog_items", &labels).set(figures.items as f64);
     gauge!("forebay_queue_backlog_bytes", &labels).set(figures.bytes as f64);
+    gauge!("forebay_queue_oldest_age_seconds", &labels).set(figures.oldest_age.as_secs_f64());
     gauge!("forebay_exporter_held_ranges", &labels).set(figures.held_ranges as f64);
     gauge!("forebay_exporter_retry_delay_seconds", "exporter" => exporter.to_owned())
         .set(figures.retry_delay.as_secs_f64());
 }
 
-pub fn storage_space(allocated_bytes: u64, capacity_bytes: u64) {
+/// `time_to_full` None: the queues do not grow.
+pub fn storage_space(allocated_bytes: u64, capacity_bytes: u64, time_to_full: Option<Duration>) {
+    gauge!("forebay_storage_time_to_full_seconds").set(time_to_full.map_or(f64::INFINITY, |time| time.as_secs_f64()));
     gauge!("forebay_storage_allocated_bytes").set(allocated_bytes as f64);
     gauge!("forebay_storage_capacity_bytes").set(capacity_bytes as f64);
 }

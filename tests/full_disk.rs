@@ -114,7 +114,7 @@ impl Bench {
         };
         let exporter = otlp_grpc::build(&settings).expect("built");
         let payload = Bytes::from(request(names));
-        exporter.export(Batch { signal: Signal::Traces, items: 1, payload, metadata: Vec::new() }).await
+        exporter.export(Batch { signal: Signal::Traces, items: 1, payload: payload.into(), metadata: Vec::new() }).await
     }
 }
 

@@ -52,10 +52,15 @@ async fn the_page_has_the_collectors_plain_names_and_prometheus_can_read_it() {
     let exporter = ExporterMetrics::new("otlp_http/odd \"name\"\\");
     exporter.sent(0, 900);
     exporter.send_failed(0, 100);
-    exporter.in_flight(2);
-    exporter.in_flight(-1);
-    let figures = BacklogFigures { records: 3, bytes: 4096, capacity_bytes: 1 << 20, ..BacklogFigures::default() };
+    exporter.in_flight(0, 2);
+    exporter.in_flight(0, -1);
+    exporter.rejected(0, 3);
+    let figures = BacklogFigures { records: 3, size: 4096, capacity: 1 << 20, ..BacklogFigures::default() };
     telemetry::backlog("traces", "otlp_http", "traces", &figures);
+    telemetry::storage_space(1, 2, None);
+    telemetry::memory(1, 2);
+    telemetry::storage_failed("traces", "sync");
+    telemetry::storage_damaged("traces", 1, 2);
     telemetry::synced("traces", Duration::from_millis(2), 4, 5000);
 
     let page = admin::metrics_page("127.0.0.1:0", handle, telemetry::observe_process).await.expect("bound");
@@ -75,7 +80,9 @@ async fn the_page_has_the_collectors_plain_names_and_prometheus_can_read_it() {
     assert_eq!(sample(&format!(r#"otelcol_exporter_sent_spans{{{odd},data_type="traces"}}"#)), 900.0);
     assert_eq!(sample(&format!(r#"otelcol_exporter_send_failed_spans{{{odd},data_type="traces"}}"#)), 100.0);
     assert_eq!(sample(&format!(r#"otelcol_exporter_enqueue_failed_spans{{{odd},data_type="traces"}}"#)), 0.0);
-    assert_eq!(sample(&format!("otelcol_exporter_in_flight_requests{{{odd}}}")), 1.0);
+    assert_eq!(sample(&format!(r#"otelcol_exporter_in_flight_requests{{{odd},data_type="traces"}}"#)), 1.0);
+    let dropped = format!(r#"forebay_exporter_dropped_spans{{{odd},data_type="traces",reason="rejected"}}"#);
+    assert_eq!(sample(&dropped), 3.0);
     let queue = r#"{exporter="otlp_http",data_type="traces",queue="traces"}"#;
     assert_eq!(sample(&format!("otelcol_exporter_queue_size{queue}")), 4096.0);
     assert_eq!(sample(&format!("otelcol_exporter_queue_capacity{queue}")), 1048576.0, "same labels, same unit");
@@ -83,5 +90,16 @@ async fn the_page_has_the_collectors_plain_names_and_prometheus_can_read_it() {
     for process in ["otelcol_process_uptime", "otelcol_process_cpu_seconds", "otelcol_process_memory_rss"] {
         assert!(sample(process) > 0.0, "{process}");
     }
+    assert_eq!(sample("forebay_storage_time_to_full_seconds"), f64::INFINITY, "nothing grows");
     assert!(!text.contains("_total"), "plain names");
+
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let documented = std::fs::read_to_string(path).expect("docs/metrics.md");
+    let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(names.len() > 40, "{names:?}");
+    for name in names {
+        let items = ["_spans", "_metric_points", "_log_records"].iter().find_map(|items| name.strip_suffix(items));
+        let shown = items.map_or(format!("`{name}`"), |stem| format!("`{stem}_*`"));
+        assert!(documented.contains(&shown), "{shown} is not in docs/metrics.md");
+    }
 }

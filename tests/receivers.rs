@@ -49,6 +49,10 @@ async fn bench() -> Bench {
 }
 
 async fn bench_with(max_size_bytes: Option<u64>) -> Bench {
+    bench_of(max_size_bytes, otlp::Encodings::default()).await
+}
+
+async fn bench_of(max_size_bytes: Option<u64>, encodings: otlp::Encodings) -> Bench {
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(dir.path(), max_size_bytes);
     let mut router = Router::new();
@@ -67,6 +71,7 @@ async fn bench_with(max_size_bytes: Option<u64>) -> Bench {
             endpoint,
             request_bytes_max: LIMIT_BYTES,
             read_timeout: Duration::from_millis(300),
+            encodings,
             ..HttpSettings::default()
         }),
     };
@@ -128,7 +133,7 @@ fn one_span() -> Vec<u8> {
 }
 
 fn traces(payload: Vec<u8>) -> Batch {
-    Batch { signal: Signal::Traces, items: 1, payload: Bytes::from(payload), metadata: Vec::new() }
+    Batch { signal: Signal::Traces, items: 1, payload: Bytes::from(payload).into(), metadata: Vec::new() }
 }
 
 /// The message of the `google.rpc.Status` that every error's body is.
@@ -178,6 +183,26 @@ async fn an_empty_request_succeeds_and_is_not_stored() {
     }
     assert!(matches!(bench.grpc("none").export(traces(Vec::new())).await, Outcome::Delivered));
     assert_eq!(bench.stored(), 0);
+}
+
+#[tokio::test]
+async fn compression_algorithms_are_the_only_ones_that_are_taken() {
+    let text = "protocols: {http: {compression_algorithms: [zstd, deflate]}}";
+    let node = forebay::config::yaml::parse(text).expect("YAML");
+    let settings = forebay::settings::read(&node, Settings::read).expect("valid");
+    let bench = bench_of(None, settings.http.expect("on").encodings).await;
+    let body = Bytes::from(one_span());
+    let packed = compression::compress(Encoding::Zstd, &body).expect("compressed");
+    assert_eq!(bench.post("/v1/traces", PROTOBUF, Some("zstd"), packed).await.status(), StatusCode::OK);
+    let packed = compression::compress(Encoding::Gzip, &body).expect("compressed");
+    for (encoding, body) in [(Some("gzip"), packed), (None, body), (Some("snappy"), Bytes::new())] {
+        let response = bench.post("/v1/traces", PROTOBUF, encoding, body).await;
+        assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding:?}");
+        assert_eq!(response.headers()["accept-encoding"], "zstd, deflate");
+        let body = response.bytes().await.expect("body");
+        assert!(String::from_utf8_lossy(&body).contains("must be one of zstd, deflate"), "{body:?}");
+    }
+    assert_eq!(bench.stored(), 1);
 }
 
 #[tokio::test]

@@ -170,7 +170,7 @@ async fn send_grpc(endpoint: String, first: usize, acknowledged: Arc<Mutex<Token
     let exporter = otlp_grpc::build(&settings).expect("built");
     for n in first..first + REQUESTS_PER_CLIENT {
         let payload = Bytes::from(payload(n));
-        let batch = Batch { signal: Signal::Traces, items: 1, payload, metadata: Vec::new() };
+        let batch = Batch { signal: Signal::Traces, items: 1, payload: payload.into(), metadata: Vec::new() };
         let outcome = exporter.export(batch).await;
         assert!(matches!(outcome, Outcome::Delivered), "{outcome:?}");
         acknowledged.lock().insert(format!("token-{n:06}"));

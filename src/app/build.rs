@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
-use crate::config::components::ReceiverSettings;
 use crate::config::{ExporterPlan, Plan, StartAt as PlannedStart};
-use crate::exporters::Settings as ExporterSettings;
+use crate::exporters::Context;
 use crate::pipeline::{self, BatchPolicy, Destination, Drain, RetryPolicy};
 use crate::queue::{Router, Subscription};
-use crate::receivers::otlp::{self, Bound};
+use crate::receivers::otlp::Bound;
 use crate::settings::Sizer;
 use crate::storage::{Log, StartAt, Store};
 use crate::telemetry::ExporterMetrics;
@@ -35,8 +34,7 @@ pub struct Built {
 pub async fn bind_receivers(plan: &Plan) -> Result<Vec<Bound>, Error> {
     let mut bound = Vec::new();
     for receiver in &plan.receivers {
-        let ReceiverSettings::Otlp(settings) = &receiver.settings;
-        bound.push(otlp::bind(&receiver.id, settings.clone()).await?);
+        bound.push(receiver.settings.bind(&receiver.id).await?);
     }
     Ok(bound)
 }
@@ -54,17 +52,17 @@ pub fn build(
     let mut local_paths = Vec::new();
     let mut destinations: BTreeMap<&str, (&ExporterPlan, Arc<Destination>)> = BTreeMap::new();
     for exporter in &plan.exporters {
-        let mut settings = exporter.settings.clone();
-        settings.resolve(data_dir);
-        if let Some(bytes) = exporter.max_request_bytes {
-            settings.set_max_request_bytes(bytes);
-        }
-        if let ExporterSettings::File(file) = &settings {
-            local_paths.push(file.path.clone());
-        }
-        let built = settings
-            .build(&exporter.id)
+        let context = Context {
+            id: &exporter.id,
+            data_dir,
+            max_request_bytes: exporter.max_request_bytes,
+            status_policy: &exporter.status_policy,
+        };
+        let built = exporter
+            .settings
+            .build(&context)
             .map_err(|error| Error::Exporter { id: exporter.id.clone(), reason: error.0 })?;
+        local_paths.extend(built.local_path().map(Path::to_owned));
         leaves_machine |= built.leaves_machine();
         let destination = Destination::new(
             &exporter.id,
@@ -94,6 +92,11 @@ pub fn build(
             })
             .collect();
         let log = store.queue(&pipeline.queue_id, &cursors)?;
+        for (exporter, _) in &exporters {
+            if let Some(size) = exporter.sending_queue.queue_size {
+                log.limit_backlog(&exporter.cursor_id, exporter.sending_queue.sizer, size);
+            }
+        }
         planned.insert(&pipeline.queue_id, pipeline.signal.name());
         for (receiver, router) in plan.receivers.iter().zip(&mut routers) {
             if pipeline.receivers.contains(&receiver.id) {
@@ -113,7 +116,7 @@ pub fn build(
                     let destination = Arc::clone(destination);
                     subscriptions.push(Observed { signal: signal.unwrap_or("orphan"), subscription, destination });
                 }
-                None => warn_orphan(&log, &cursor.name, cursor.backlog_records),
+                None => warn_orphan(&log, &cursor.name, cursor.backlog.records),
             }
         }
         if signal.is_none() {

@@ -4,15 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::otlp::Signal;
 use crate::pipeline::{Destination, Meter};
 use crate::queue::{Budget, Subscription};
-use crate::storage::Store;
 use crate::storage::log::{Lost, Observer};
 use crate::storage::store::OpenReport;
-use crate::telemetry::{self, BacklogFigures, ExporterMetrics};
+use crate::storage::{Store, Weight};
+use crate::telemetry::{self, ExporterMetrics};
 
 /// Room that `/readyz?capacity=1` asks for.
 const CAPACITY_PROBE_BYTES: u64 = 64 << 10;
@@ -56,8 +54,8 @@ impl Meter for ExporterMeter {
     fn held(&self, _exporter: &str, signal: Signal, items: u64) {
         self.0.held(signal as usize - 1, items);
     }
-    fn in_flight(&self, _exporter: &str, requests: i64) {
-        self.0.in_flight(requests);
+    fn in_flight(&self, _exporter: &str, signal: Signal, requests: i64) {
+        self.0.in_flight(signal as usize - 1, requests);
     }
 }
 
@@ -67,43 +65,6 @@ pub struct Observed {
     pub signal: &'static str,
     pub subscription: Arc<Subscription>,
     pub destination: Arc<Destination>,
-}
-
-struct Sources {
-    store: Arc<Store>,
-    budget: Budget,
-    observed: Vec<Observed>,
-}
-
-/// Gauges that are read off the running parts before each scrape.
-#[derive(Clone, Default)]
-pub struct Figures(Arc<Mutex<Option<Sources>>>);
-
-impl Figures {
-    pub fn set(&self, store: Arc<Store>, budget: Budget, observed: Vec<Observed>) {
-        *self.0.lock() = Some(Sources { store, budget, observed });
-    }
-
-    pub fn refresh(&self) {
-        telemetry::observe_process();
-        let sources = self.0.lock();
-        let Some(Sources { store, budget, observed }) = &*sources else { return };
-        telemetry::storage_space(store.space().allocated_bytes(), store.space().max_bytes());
-        telemetry::memory(budget.used_bytes(), budget.limit_bytes());
-        let statuses: Vec<_> = store.queues().iter().map(|log| (log.id().to_owned(), log.status())).collect();
-        for Observed { signal, subscription, destination } in observed {
-            let status = statuses.iter().find(|(queue, _)| queue == subscription.queue()).map(|(_, status)| status);
-            let cursor = status.and_then(|status| status.cursors.iter().find(|c| c.name == subscription.cursor()));
-            let figures = BacklogFigures {
-                records: cursor.map_or(0, |cursor| cursor.backlog_records),
-                bytes: cursor.map_or(0, |cursor| cursor.backlog_bytes),
-                capacity_bytes: store.space().max_bytes(),
-                held_ranges: subscription.status().held_ranges as u64,
-                retry_delay: destination.clock.status().delay,
-            };
-            telemetry::backlog(subscription.queue(), &destination.id, signal, &figures);
-        }
-    }
 }
 
 pub fn disk_check(store: &Arc<Store>) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
@@ -123,7 +84,7 @@ pub fn capacity_check(store: &Arc<Store>, budget: &Budget) -> impl Fn() -> Resul
         store
             .queues()
             .iter()
-            .try_for_each(|log| log.reserve(CAPACITY_PROBE_BYTES).map(drop))
+            .try_for_each(|log| log.reserve(Weight::request(CAPACITY_PROBE_BYTES)).map(drop))
             .map_err(|full| full.to_string())
     }
 }
@@ -174,10 +135,10 @@ fn volume_kind(kind: u64) -> Option<&'static str> {
 pub fn log_left_behind(data_dir: &Path, store: &Store) {
     let mut behind = 0;
     for log in store.queues() {
-        for cursor in log.status().cursors.iter().filter(|cursor| cursor.backlog_records > 0) {
-            behind += cursor.backlog_records;
+        for cursor in log.status().cursors.iter().filter(|cursor| cursor.backlog.records > 0) {
+            behind += cursor.backlog.records;
             tracing::info!(
-                queue = log.id(), exporter = %cursor.name, records = cursor.backlog_records,
+                queue = log.id(), exporter = %cursor.name, records = cursor.backlog.records,
                 "left in the queue; sent after the next start"
             );
         }

@@ -1,48 +1,28 @@
-//! The component kinds that a configuration may name, and their settings.
-//!
-//! The one file that knows which rooms read which settings: a new kind is a line here.
+//! The component kinds that a configuration may name. Receivers and exporters list themselves; processors and
+//! extensions are only read here, as settings of other parts.
 
-use crate::receivers::otlp;
-use crate::settings::Table;
+pub use super::read::{EXTENSIONS, PROCESSORS};
+pub use crate::exporters::KINDS as EXPORTERS;
+pub use crate::receivers::KINDS as RECEIVERS;
+use crate::settings::Kind;
 
-/// A kind under its present name, the older names that mean the same, and what it is.
-pub struct Kind {
-    pub name: &'static str,
-    pub aliases: &'static [&'static str],
-    pub summary: &'static str,
+/// What `forebay components` prints.
+pub fn list() -> String {
+    let mut text = String::new();
+    section(&mut text, "receivers", RECEIVERS);
+    section(&mut text, "exporters", EXPORTERS);
+    section(&mut text, "processors", PROCESSORS);
+    section(&mut text, "extensions", EXTENSIONS);
+    text
 }
 
-pub const RECEIVERS: &[Kind] = &[Kind { name: "otlp", aliases: &[], summary: "OTLP over gRPC and HTTP" }];
-
-pub const EXPORTERS: &[Kind] = &[
-    Kind { name: "otlp_grpc", aliases: &["otlp"], summary: "OTLP over gRPC" },
-    Kind { name: "otlp_http", aliases: &["otlphttp"], summary: "OTLP over HTTP" },
-    Kind { name: "file", aliases: &[], summary: "OTLP-JSON lines in a file on this machine" },
-    Kind { name: "debug", aliases: &[], summary: "a line per request in the log" },
-];
-
-/// Finds a kind by its name or an older one.
-pub fn find(kinds: &'static [Kind], name: &str) -> Option<&'static Kind> {
-    kinds.iter().find(|kind| kind.name == name || kind.aliases.contains(&name))
-}
-
-pub use crate::exporters::Settings as ExporterSettings;
-
-/// Reads the settings of an exporter of a kind in [`EXPORTERS`]; None for any other.
-pub fn read_exporter(kind: &str, table: &mut Table<'_>) -> Option<ExporterSettings> {
-    ExporterSettings::read(kind, table)
-}
-
-/// Settings of one receiver, by kind.
-#[derive(Clone, Debug)]
-pub enum ReceiverSettings {
-    Otlp(otlp::Settings),
-}
-
-/// Reads the settings of a receiver of a kind in [`RECEIVERS`]; None for any other.
-pub fn read_receiver(kind: &str, table: &mut Table<'_>) -> Option<ReceiverSettings> {
-    match kind {
-        "otlp" => Some(ReceiverSettings::Otlp(otlp::Settings::read(table))),
-        _ => None,
+fn section<S>(text: &mut String, name: &str, kinds: &[Kind<S>]) {
+    text.push_str(&format!("{name}:\n"));
+    for kind in kinds {
+        let aliases = match kind.aliases {
+            [] => String::new(),
+            aliases => format!(" (also: {})", aliases.join(", ")),
+        };
+        text.push_str(&format!("  {:<16} {}{aliases}\n", kind.name, kind.summary));
     }
 }

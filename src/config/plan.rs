@@ -1,9 +1,10 @@
 //! The validated plan: what a process is to do. It cannot be wrong: references are resolved, numbers in range.
 
-use super::components::{ExporterSettings, ReceiverSettings};
+use crate::exporters::{self, StatusPolicy};
 use crate::otlp::Signal;
 use crate::settings::{Origin, Problem, Retry, SendingQueue};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ pub struct DataDirSetting {
 pub struct ReceiverPlan {
     /// As the user wrote it, such as `otlp/internal`.
     pub id: String,
-    pub settings: ReceiverSettings,
+    pub settings: crate::receivers::Settings,
 }
 
 #[derive(Clone, Debug)]
@@ -58,12 +59,13 @@ pub struct ExporterPlan {
     pub id: String,
     /// Name of the cursor on disk, as [`PipelinePlan::queue_id`]; alike under old and new component names.
     pub cursor_id: String,
-    pub settings: ExporterSettings,
+    pub settings: Arc<dyn exporters::Settings>,
     pub retry: Retry,
     pub sending_queue: SendingQueue,
     pub start_at: StartAt,
     /// None: the exporter kind's default.
     pub max_request_bytes: Option<u64>,
+    pub status_policy: StatusPolicy,
 }
 
 /// Where an exporter that has no cursor yet begins in an existing queue.

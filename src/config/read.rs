@@ -8,11 +8,12 @@ mod service;
 use super::plan::Plan;
 use crate::settings::{Node, Origin, Problem, Problems, Table};
 use components::{Definition, Definitions};
+pub use components::{EXTENSIONS, PROCESSORS};
 use std::collections::BTreeSet;
 
 /// Everything as it was written, before references are resolved.
 struct Written {
-    receivers: Definitions<super::components::ReceiverSettings>,
+    receivers: Definitions<crate::receivers::Settings>,
     exporters: Definitions<components::Exporter>,
     processors: Definitions<components::Processor>,
     extensions: Definitions<components::Extension>,

@@ -1,3 +1,5 @@
+mod status_policy;
+
 use super::*;
 use crate::settings::{Node, Severity, Value};
 use proptest::prelude::*;

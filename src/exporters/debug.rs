@@ -1,12 +1,13 @@
 //! The `debug` exporter: a line per request in the log.
 
+use std::sync::Arc;
+
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::otlp::json;
 use crate::settings::Table;
 
-use super::{Batch, BuildError, Exporter, Outcome};
+use super::{Batch, BuildError, Context, Exporter, Outcome};
 
 /// Of a request's JSON this much is logged with `verbosity: detailed`.
 const DETAIL_BYTES_MAX: usize = 64 << 10;
@@ -33,6 +34,16 @@ impl Settings {
     }
 }
 
+impl super::Settings for Settings {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError> {
+        Ok(Arc::new(build(context.id, self)?))
+    }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+}
+
 struct Debug {
     id: String,
     verbosity: Verbosity,
@@ -49,17 +60,14 @@ impl Exporter for Debug {
             match self.verbosity {
                 Verbosity::Basic => tracing::info!(exporter = %self.id, signal, items, "received"),
                 Verbosity::Normal => tracing::info!(exporter = %self.id, signal, items, bytes, "received"),
-                Verbosity::Detailed => {
-                    let mut text = Vec::new();
-                    match json::write_json(batch.signal, &batch.payload, &mut text) {
-                        Ok(()) => {
-                            text.truncate(DETAIL_BYTES_MAX);
-                            let detail = String::from_utf8_lossy(&text);
-                            tracing::info!(exporter = %self.id, signal, items, bytes, %detail, "received");
-                        }
-                        Err(error) => tracing::warn!(exporter = %self.id, signal, items, %error, "received, not shown"),
+                Verbosity::Detailed => match batch.payload.into_json(batch.signal).await {
+                    Ok(mut text) => {
+                        text.truncate(DETAIL_BYTES_MAX);
+                        let detail = String::from_utf8_lossy(&text);
+                        tracing::info!(exporter = %self.id, signal, items, bytes, %detail, "received");
                     }
-                }
+                    Err(error) => tracing::warn!(exporter = %self.id, signal, items, %error, "received, not shown"),
+                },
             }
             Outcome::Delivered
         }

@@ -6,16 +6,15 @@
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
-use crate::otlp::json;
 use crate::settings::Table;
 
-use super::{Batch, BuildError, Class, Exporter, Failure, Outcome};
+use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome};
 
 const MAX_REQUEST_BYTES: u64 = 16_000_000;
 const ROTATE_AT_BYTES_DEFAULT: u64 = 100 << 20;
@@ -71,6 +70,18 @@ impl Settings {
     }
 }
 
+impl super::Settings for Settings {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError> {
+        let mut settings = self.clone();
+        settings.resolve(context.data_dir);
+        Ok(Arc::new(build(&settings)?))
+    }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+}
+
 /// A line on its way to the file.
 struct Waiting {
     line: Vec<u8>,
@@ -84,7 +95,11 @@ struct File {
 
 /// Opens the file (made if it is not there) and starts its writer.
 pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
-    let mut writer = writer::Writer::open(settings).map_err(|error| {
+    build_on(settings, writer::RealDisk)
+}
+
+fn build_on(settings: &Settings, disk: impl writer::Disk) -> Result<File, BuildError> {
+    let mut writer = writer::Writer::open(settings, disk).map_err(|error| {
         BuildError(format!("cannot open {}: {error}; check `path` and its permissions", settings.path.display()))
     })?;
     let (sender, receiver) = mpsc::sync_channel(WAITING_MAX);
@@ -101,11 +116,10 @@ impl Exporter for File {
             let failed = |class, message: String| {
                 Outcome::Failed(Failure { class, status: None, retry_after: None, too_large: false, message })
             };
-            let mut line = Vec::with_capacity(batch.payload.len() * 2);
-            if let Err(error) = json::write_json(batch.signal, &batch.payload, &mut line) {
-                return failed(Class::Batch, format!("a batch cannot be written as JSON: {error}"));
-            }
-            drop(batch);
+            let mut line = match batch.payload.into_json(batch.signal).await {
+                Ok(line) => line,
+                Err(error) => return failed(error.class(), error.to_string()),
+            };
             line.push(b'\n');
             let (answer, answered) = oneshot::channel();
             let sender = self.sender.clone();
@@ -132,6 +146,10 @@ impl Exporter for File {
 
     fn leaves_machine(&self) -> bool {
         false
+    }
+
+    fn local_path(&self) -> Option<&Path> {
+        Some(&self.path)
     }
 }
 

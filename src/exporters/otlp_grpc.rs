@@ -5,6 +5,7 @@
 
 mod connect;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -14,7 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
 use http::{Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use prost::Message;
 use tonic::body::Body;
 use tonic::transport::Channel;
@@ -25,7 +26,7 @@ use crate::otlp::{Encoding, compression};
 use crate::settings::{Secret, Table};
 
 use super::remote::{self, Compression};
-use super::{Batch, BuildError, Class, Exporter, Failure, Outcome, RemoteStatus, classify, tls};
+use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome, Payload, RemoteStatus, StatusPolicy, tls};
 
 pub const MAX_REQUEST_BYTES_DEFAULT: u64 = 4_000_000;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -50,6 +51,7 @@ pub struct Settings {
     pub keepalive_while_idle: bool,
     pub tls: tls::Settings,
     pub max_request_bytes: u64,
+    pub status_policy: StatusPolicy,
 }
 
 impl Default for Settings {
@@ -64,6 +66,7 @@ impl Default for Settings {
             keepalive_while_idle: false,
             tls: tls::Settings::default(),
             max_request_bytes: MAX_REQUEST_BYTES_DEFAULT,
+            status_policy: StatusPolicy::default(),
         }
     }
 }
@@ -122,6 +125,19 @@ impl Settings {
     }
 }
 
+impl super::Settings for Settings {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError> {
+        let mut settings = self.clone();
+        settings.max_request_bytes = context.max_request_bytes.unwrap_or(settings.max_request_bytes);
+        settings.status_policy = context.status_policy.clone();
+        Ok(Arc::new(build(&settings)?))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
 struct OtlpGrpc {
     channel: Channel,
     target: String,
@@ -129,6 +145,7 @@ struct OtlpGrpc {
     headers: HeaderMap,
     timeout: Duration,
     max_request_bytes: u64,
+    status_policy: StatusPolicy,
 }
 
 /// Sets up the channel; it connects with the first request. Must be called within a tokio runtime.
@@ -153,6 +170,7 @@ pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
         headers,
         timeout: settings.timeout,
         max_request_bytes: settings.max_request_bytes,
+        status_policy: settings.status_policy.clone(),
     })
 }
 
@@ -188,13 +206,13 @@ impl OtlpGrpc {
         let message = remote::compress(self.encoding, batch.payload)
             .await
             .map_err(|error| local(format!("failed to compress a batch: {error}")))?;
-        let mut framed = BytesMut::with_capacity(PREFIX_LEN + message.len());
-        framed.put_u8(u8::from(self.encoding != Encoding::Identity));
+        let mut prefix = BytesMut::with_capacity(PREFIX_LEN);
+        prefix.put_u8(u8::from(self.encoding != Encoding::Identity));
         let len = u32::try_from(message.len()).map_err(|_| local("a batch is beyond gRPC's 4 GiB".to_owned()))?;
-        framed.put_u32(len);
-        framed.extend_from_slice(&message);
-        drop(message);
-        let mut request = Request::new(Body::new(Full::new(framed.freeze())));
+        prefix.put_u32(len);
+        let mut framed = Payload::from(prefix.freeze());
+        message.pieces().for_each(|piece| framed.push(piece.clone()));
+        let mut request = Request::new(Body::new(framed));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::from_static(batch.signal.grpc_path());
         *request.headers_mut() = self.headers.clone();
@@ -250,7 +268,7 @@ impl OtlpGrpc {
                 return Err(local(format!("{} ended its answer without a status", self.target)));
             }
             // A proxy or a web server in between.
-            let (class, too_large) = classify::http(answer.http_status);
+            let (class, too_large) = self.status_policy.http(answer.http_status);
             let message =
                 format!("{} answered HTTP {} and no gRPC; is it a gRPC port?", self.target, answer.http_status);
             let status = Some(RemoteStatus::Http(answer.http_status));
@@ -265,7 +283,7 @@ impl OtlpGrpc {
         }
         let said = metadata.get("grpc-message").map(|message| percent_decoded(message.as_bytes())).unwrap_or_default();
         let retry_after = metadata.get("grpc-status-details-bin").and_then(retry_info);
-        let (class, too_large) = classify::grpc(code, retry_after.is_some(), &said);
+        let (class, too_large) = self.status_policy.grpc(code, retry_after.is_some(), &said);
         let message = remote::bounded(&format!("{} answered {:?}: {said}", self.target, tonic::Code::from_i32(code)));
         Err(Failure { class, status: Some(RemoteStatus::Grpc(code)), retry_after, too_large, message })
     }

@@ -1,26 +1,27 @@
 //! The `otlp_http` exporter: OTLP over HTTP with reqwest.
 
+mod client;
+
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use prost::Message;
-use reqwest::{Client, Proxy, Response, Url, redirect};
+use reqwest::{Response, Url};
 
-use crate::otlp::{Encoding, Signal, json};
+use crate::otlp::{Encoding, Signal};
 use crate::settings::{Secret, Table};
 
 use super::remote::{self, Compression};
-use super::{Batch, BuildError, Class, Exporter, Failure, Outcome, RemoteStatus, classify, tls};
+use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome, Payload, RemoteStatus, StatusPolicy, tls};
+use client::{Clients, Target};
 
 /// Of an answer's body this much is read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// An idle connection is closed after this, so that a name that moved is looked up again.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const MAX_REQUEST_BYTES_DEFAULT: u64 = 16_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -43,6 +44,7 @@ pub struct Settings {
     pub proxy_url: Option<String>,
     pub tls: tls::Settings,
     pub max_request_bytes: u64,
+    pub status_policy: StatusPolicy,
 }
 
 impl Default for Settings {
@@ -57,6 +59,7 @@ impl Default for Settings {
             proxy_url: None,
             tls: tls::Settings::default(),
             max_request_bytes: MAX_REQUEST_BYTES_DEFAULT,
+            status_policy: StatusPolicy::default(),
         }
     }
 }
@@ -90,6 +93,7 @@ impl Settings {
             proxy_url: table.text("proxy_url").filter(|url| !url.is_empty()),
             tls: table.table("tls", tls::Settings::read).unwrap_or_default(),
             max_request_bytes: MAX_REQUEST_BYTES_DEFAULT,
+            status_policy: StatusPolicy::default(),
         };
         if settings.endpoint.is_none()
             && settings.signal_endpoints.iter().all(Option::is_none)
@@ -134,22 +138,35 @@ impl Settings {
     }
 }
 
+impl super::Settings for Settings {
+    fn build(&self, context: &Context<'_>) -> Result<Arc<dyn Exporter>, BuildError> {
+        let mut settings = self.clone();
+        settings.max_request_bytes = context.max_request_bytes.unwrap_or(settings.max_request_bytes);
+        settings.status_policy = context.status_policy.clone();
+        Ok(Arc::new(build(&settings)?))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
 struct OtlpHttp {
-    client: Client,
-    urls: [Option<Url>; 3],
+    clients: Clients,
     encodings: [Encoding; 3],
     form: Form,
     headers: HeaderMap,
     max_request_bytes: u64,
+    status_policy: StatusPolicy,
 }
 
 pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
-    let mut urls = [None, None, None];
+    let mut targets = [None, None, None];
     let mut encodings = [Encoding::Identity; 3];
     for (index, signal) in Signal::ALL.into_iter().enumerate() {
-        urls[index] = settings.url(signal)?;
-        let host = urls[index].as_ref().and_then(Url::host_str).unwrap_or("");
-        encodings[index] = settings.compression.for_host(host);
+        let Some(url) = settings.url(signal)? else { continue };
+        encodings[index] = settings.compression.for_host(url.host_str().unwrap_or(""));
+        targets[index] = Some(Target::new(settings, url)?);
     }
     let mut headers = HeaderMap::new();
     for (name, value) in &settings.headers {
@@ -161,26 +178,13 @@ pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
         value.set_sensitive(true);
         headers.insert(name, value);
     }
-    let mut builder = Client::builder()
-        .tls_backend_preconfigured(tls::client_config(&settings.tls)?)
-        .user_agent(remote::USER_AGENT)
-        .timeout(settings.timeout)
-        .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
-        .redirect(redirect::Policy::none())
-        .tcp_nodelay(true)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT);
-    if let Some(proxy_url) = &settings.proxy_url {
-        let proxy = Proxy::all(proxy_url).map_err(|error| BuildError(format!("proxy_url \"{proxy_url}\": {error}")))?;
-        builder = builder.proxy(proxy);
-    }
-    let client = builder.build().map_err(|error| BuildError(format!("cannot set up the HTTP client: {error}")))?;
     Ok(OtlpHttp {
-        client,
-        urls,
+        clients: Clients::new(settings, targets)?,
         encodings,
         form: settings.form,
         headers,
         max_request_bytes: settings.max_request_bytes,
+        status_policy: settings.status_policy.clone(),
     })
 }
 
@@ -201,7 +205,7 @@ fn local(class: Class, message: String) -> Failure {
 impl OtlpHttp {
     async fn send(&self, batch: Batch) -> Result<Outcome, Failure> {
         let index = batch.signal as usize - 1;
-        let Some(url) = &self.urls[index] else {
+        let Some(target) = &self.clients.targets[index] else {
             let message =
                 format!("no endpoint is configured for {0}; set endpoint or {0}_endpoint", batch.signal.name());
             return Err(local(Class::Destination, message));
@@ -209,27 +213,29 @@ impl OtlpHttp {
         let (body, content_type) = match self.form {
             Form::Proto => (batch.payload, "application/x-protobuf"),
             Form::Json => {
-                let mut text = Vec::with_capacity(batch.payload.len() * 2);
-                json::write_json(batch.signal, &batch.payload, &mut text)
-                    .map_err(|error| local(Class::Batch, format!("a batch cannot be written as JSON: {error}")))?;
-                (Bytes::from(text), "application/json")
+                let text = batch.payload.into_json(batch.signal).await;
+                let text = text.map_err(|error| local(error.class(), error.to_string()))?;
+                (Payload::from(Bytes::from(text)), "application/json")
             }
         };
         let encoding = self.encodings[index];
         let body = remote::compress(encoding, body)
             .await
             .map_err(|error| local(Class::Retryable, format!("failed to compress a batch: {error}")))?;
-        let mut request = self
-            .client
-            .post(url.clone())
+        let client = self.clients.of(index).await;
+        let mut request = client.post(target.request_url.clone());
+        if let Some(host) = &target.host_header {
+            request = request.header(HOST, host);
+        }
+        request = request
             .header(CONTENT_TYPE, HeaderValue::from_static(content_type))
             .headers(self.headers.clone())
-            .body(body);
+            .body(reqwest::Body::wrap(body));
         if let Some(name) = remote::encoding_name(encoding) {
             request = request.header(CONTENT_ENCODING, HeaderValue::from_static(name));
         }
-        let response = request.send().await.map_err(|error| transport(url, &error))?;
-        self.outcome(batch.signal, url, response).await
+        let response = request.send().await.map_err(|error| transport(&target.url, &error))?;
+        self.outcome(batch.signal, &target.url, response).await
     }
 
     async fn outcome(&self, signal: Signal, url: &Url, response: Response) -> Result<Outcome, Failure> {
@@ -253,7 +259,7 @@ impl OtlpHttp {
                 (Some(body), false) => remote::outcome_of_answer(signal, &body),
             });
         }
-        let (class, too_large) = classify::http(status.as_u16());
+        let (class, too_large) = self.status_policy.http(status.as_u16());
         let said = body.as_deref().map(|body| words_of(body, is_json)).unwrap_or_default();
         let message = format!("{} answered {status}{}{said}", shown(url), if said.is_empty() { "" } else { ": " });
         Err(Failure { class, status: Some(RemoteStatus::Http(status.as_u16())), retry_after, too_large, message })

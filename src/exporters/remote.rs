@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
@@ -11,14 +10,12 @@ use prost::Message;
 use crate::otlp::{Encoding, Signal, compression};
 use crate::settings::Table;
 
-use super::Outcome;
+use super::{Outcome, Payload, heavy};
 
 /// What `User-Agent` says.
 pub const USER_AGENT: &str = concat!("forebay/", env!("CARGO_PKG_VERSION"));
 /// Of a server's message this much is kept.
 const MESSAGE_CHARS_MAX: usize = 1024;
-/// Compressing more than this leaves the async worker.
-const INLINE_COMPRESS_BYTES_MAX: usize = 1 << 20;
 
 /// `compression` of an exporter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -74,14 +71,12 @@ pub fn encoding_name(encoding: Encoding) -> Option<&'static str> {
 }
 
 /// Compresses a request's body, off the async worker when it is large.
-pub async fn compress(encoding: Encoding, body: Bytes) -> std::io::Result<Bytes> {
+pub async fn compress(encoding: Encoding, body: Payload) -> std::io::Result<Payload> {
     if encoding == Encoding::Identity {
         return Ok(body);
     }
-    if body.len() <= INLINE_COMPRESS_BYTES_MAX {
-        return compression::compress(encoding, &body);
-    }
-    tokio::task::spawn_blocking(move || compression::compress(encoding, &body)).await.map_err(std::io::Error::other)?
+    let packed = heavy::run(body.len() as u64, move || compression::compress(encoding, &body.into_bytes())).await?;
+    packed.map(Payload::from)
 }
 
 /// A server's words, on one line and bounded.

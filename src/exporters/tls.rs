@@ -1,8 +1,11 @@
 //! The client side of TLS, shared by both OTLP exporters.
 
+mod reload;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -13,6 +16,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use crate::settings::{Secret, Table};
 
 use super::BuildError;
+
+pub use reload::Reloading;
 
 /// `tls` of an exporter.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +31,10 @@ pub struct Settings {
     pub tls13_only: bool,
     /// Trust the usual authorities beside `ca`.
     pub include_system_roots: bool,
+    /// The name that the server's certificate must have, in place of the endpoint's host.
+    pub server_name: Option<String>,
+    /// How often the files are read again; None: never.
+    pub reload_interval: Option<Duration>,
 }
 
 /// A PEM text, or the file that holds it.
@@ -37,13 +46,7 @@ pub enum Pem {
 
 impl Settings {
     pub fn read(table: &mut Table<'_>) -> Settings {
-        table.unsupported(&[
-            "server_name_override",
-            "max_version",
-            "cipher_suites",
-            "reload_interval",
-            "curve_preferences",
-        ]);
+        table.unsupported(&["max_version", "cipher_suites", "curve_preferences", "tpm"]);
         let settings = Settings {
             insecure: table.flag("insecure").unwrap_or(false),
             insecure_skip_verify: table.flag("insecure_skip_verify").unwrap_or(false),
@@ -52,12 +55,19 @@ impl Settings {
             key: read_pem(table, "key_file", "key_pem"),
             tls13_only: table.choice("min_version", &[("1.2", false), ("1.3", true)]).unwrap_or(false),
             include_system_roots: table.flag("include_system_ca_certs_pool").unwrap_or(false),
+            server_name: table.text("server_name_override").filter(|name| !name.is_empty()),
+            reload_interval: table.duration("reload_interval").filter(|interval| !interval.is_zero()),
         };
         if settings.certificate.is_some() != settings.key.is_some() {
             table.problem(
                 "cert_file",
                 "a client certificate needs both cert_file and key_file (or cert_pem and key_pem)",
             );
+        }
+        if let Some(name) = &settings.server_name
+            && !matches!(ServerName::try_from(name.as_str()), Ok(ServerName::DnsName(_)))
+        {
+            table.problem("server_name_override", "must be a host name, such as otlp.example.com");
         }
         settings
     }
@@ -83,8 +93,27 @@ impl Pem {
     }
 }
 
+/// What the files held.
+#[derive(PartialEq, Eq)]
+struct Pems {
+    ca: Option<Vec<u8>>,
+    certificate: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
+}
+
+impl Settings {
+    fn load(&self) -> Result<Pems, BuildError> {
+        let load = |pem: &Option<Pem>, what| pem.as_ref().map(|pem| pem.load(what)).transpose();
+        Ok(Pems {
+            ca: load(&self.ca, "ca")?,
+            certificate: load(&self.certificate, "cert")?,
+            key: load(&self.key, "key")?,
+        })
+    }
+}
+
 /// The configuration that both HTTP clients use. ALPN is left to them.
-pub fn client_config(settings: &Settings) -> Result<ClientConfig, BuildError> {
+fn client_config(settings: &Settings, pems: &Pems) -> Result<ClientConfig, BuildError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions: &[&rustls::SupportedProtocolVersion] =
         if settings.tls13_only { &[&rustls::version::TLS13] } else { rustls::DEFAULT_VERSIONS };
@@ -94,12 +123,12 @@ pub fn client_config(settings: &Settings) -> Result<ClientConfig, BuildError> {
     let builder = if settings.insecure_skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
     } else {
-        builder.with_root_certificates(roots(settings)?)
+        builder.with_root_certificates(roots(settings, pems)?)
     };
-    match (&settings.certificate, &settings.key) {
+    match (&pems.certificate, &pems.key) {
         (Some(certificate), Some(key)) => {
-            let chain = certificates(&certificate.load("cert")?, "certificate")?;
-            let key = PrivateKeyDer::from_pem_slice(&key.load("key")?)
+            let chain = certificates(certificate, "certificate")?;
+            let key = PrivateKeyDer::from_pem_slice(key)
                 .map_err(|error| BuildError(format!("the client key is not PEM: {error}; check tls.key_file")))?;
             builder
                 .with_client_auth_cert(chain, key)
@@ -120,9 +149,9 @@ fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 /// `ca` alone where it is given; else the bundled authorities and what `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
-fn roots(settings: &Settings) -> Result<RootCertStore, BuildError> {
+fn roots(settings: &Settings, pems: &Pems) -> Result<RootCertStore, BuildError> {
     let mut roots = RootCertStore::empty();
-    if settings.ca.is_none() || settings.include_system_roots {
+    if pems.ca.is_none() || settings.include_system_roots {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().any(|name| std::env::var_os(name).is_some());
         if named || settings.include_system_roots {
@@ -133,8 +162,8 @@ fn roots(settings: &Settings) -> Result<RootCertStore, BuildError> {
             roots.add_parsable_certificates(loaded.certs);
         }
     }
-    if let Some(ca) = &settings.ca {
-        for certificate in certificates(&ca.load("ca")?, "CA file")? {
+    if let Some(ca) = &pems.ca {
+        for certificate in certificates(ca, "CA file")? {
             roots
                 .add(certificate)
                 .map_err(|error| BuildError(format!("the CA certificate cannot be used: {error}")))?;

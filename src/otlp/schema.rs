@@ -65,6 +65,8 @@ pub struct Field {
     pub item: bool,
     /// The kind's wire type, so that the scan need not ask.
     pub wire_type: WireType,
+    /// A repeated `KeyValue`, which most bytes of a request are in.
+    attribute: bool,
 }
 
 impl Field {
@@ -84,13 +86,72 @@ impl Field {
 }
 
 const fn field(number: u32, name: &'static str, json: &'static str, kind: Kind) -> Field {
-    Field { number, name, json, kind, repeated: false, oneof: false, item: false, wire_type: kind.wire_type() }
+    Field {
+        number,
+        name,
+        json,
+        kind,
+        repeated: false,
+        oneof: false,
+        item: false,
+        wire_type: kind.wire_type(),
+        attribute: false,
+    }
+}
+
+const fn attributes(number: u32, name: &'static str, json: &'static str) -> Field {
+    let mut field = field(number, name, json, Kind::Message(&KEY_VALUE)).repeated();
+    field.attribute = true;
+    field
+}
+
+/// What a scan has to do with a field, told by its key alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Not in the schema under this wire type: unknown, packed or wrong.
+    Other,
+    Varint,
+    Fixed64,
+    Fixed32,
+    Text,
+    /// Bytes that need no look.
+    Blob,
+    /// Field 1 where it is an id, as a span's trace id.
+    FirstId,
+    /// Field 2 where it is an id, as a span's own id.
+    SecondId,
+    Attribute,
+    Message,
+    /// A message that replaces another member of its oneof.
+    OneofMessage,
+}
+
+impl Step {
+    const fn of(field: &Field) -> Step {
+        match field.kind {
+            Kind::Message(_) if field.attribute => Step::Attribute,
+            Kind::Message(_) if field.oneof => Step::OneofMessage,
+            Kind::Message(_) => Step::Message,
+            Kind::Text => Step::Text,
+            Kind::Id if field.number == 1 => Step::FirstId,
+            Kind::Id if field.number == 2 => Step::SecondId,
+            _ => match field.wire_type {
+                WireType::Varint => Step::Varint,
+                WireType::Fixed64 => Step::Fixed64,
+                WireType::Fixed32 => Step::Fixed32,
+                WireType::Delimited => Step::Blob,
+            },
+        }
+    }
 }
 
 /// Field numbers are below this in every OTLP message.
 const NUMBER_END: usize = 17;
 /// No message has more fields than this.
 pub const FIELDS_MAX: usize = NUMBER_END - 1;
+/// Keys are below this: a key is the field's number and, in the low three bits, its wire type.
+const KEY_END: usize = 256;
+const _: () = assert!(NUMBER_END << 3 <= KEY_END);
 
 #[derive(Debug)]
 pub struct Message {
@@ -98,17 +159,27 @@ pub struct Message {
     pub fields: &'static [Field],
     /// By field number.
     by_number: [Option<&'static Field>; NUMBER_END],
+    by_key: [Step; KEY_END],
 }
 
 impl Message {
     const fn new(name: &'static str, fields: &'static [Field]) -> Message {
         let mut by_number = [None; NUMBER_END];
+        let mut by_key = [Step::Other; KEY_END];
         let mut at = 0;
         while at < fields.len() {
-            by_number[fields[at].number as usize] = Some(&fields[at]);
+            let field = &fields[at];
+            by_number[field.number as usize] = Some(field);
+            by_key[(field.number as usize) << 3 | field.wire_type as usize] = Step::of(field);
             at += 1;
         }
-        Message { name, fields, by_number }
+        Message { name, fields, by_number, by_key }
+    }
+
+    /// What to do with a field that has this key.
+    #[inline]
+    pub fn step(&self, key: u8) -> Step {
+        self.by_key[usize::from(key)]
     }
 
     /// Where in `fields` the field of that number stands.
@@ -158,8 +229,7 @@ static ANY_VALUE: Message = Message::new(
 );
 static ARRAY_VALUE: Message =
     Message::new("ArrayValue", &[field(1, "values", "values", Kind::Message(&ANY_VALUE)).repeated()]);
-static KEY_VALUE_LIST: Message =
-    Message::new("KeyValueList", &[field(1, "values", "values", Kind::Message(&KEY_VALUE)).repeated()]);
+static KEY_VALUE_LIST: Message = Message::new("KeyValueList", &[attributes(1, "values", "values")]);
 static KEY_VALUE: Message = Message::new(
     "KeyValue",
     &[
@@ -173,7 +243,7 @@ static SCOPE: Message = Message::new(
     &[
         field(1, "name", "name", Text),
         field(2, "version", "version", Text),
-        field(3, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(3, "attributes", "attributes"),
         field(4, "dropped_attributes_count", "droppedAttributesCount", Uint32),
     ],
 );
@@ -189,7 +259,7 @@ static ENTITY_REF: Message = Message::new(
 static RESOURCE: Message = Message::new(
     "Resource",
     &[
-        field(1, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(1, "attributes", "attributes"),
         field(2, "dropped_attributes_count", "droppedAttributesCount", Uint32),
         field(3, "entity_refs", "entityRefs", Kind::Message(&ENTITY_REF)).repeated(),
     ],
@@ -236,7 +306,7 @@ static SPAN: Message = Message::new(
         field(6, "kind", "kind", Enum(SPAN_KINDS)),
         field(7, "start_time_unix_nano", "startTimeUnixNano", Fixed64),
         field(8, "end_time_unix_nano", "endTimeUnixNano", Fixed64),
-        field(9, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(9, "attributes", "attributes"),
         field(10, "dropped_attributes_count", "droppedAttributesCount", Uint32),
         field(11, "events", "events", Kind::Message(&EVENT)).repeated(),
         field(12, "dropped_events_count", "droppedEventsCount", Uint32),
@@ -250,7 +320,7 @@ static EVENT: Message = Message::new(
     &[
         field(1, "time_unix_nano", "timeUnixNano", Fixed64),
         field(2, "name", "name", Text),
-        field(3, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(3, "attributes", "attributes"),
         field(4, "dropped_attributes_count", "droppedAttributesCount", Uint32),
     ],
 );
@@ -260,7 +330,7 @@ static LINK: Message = Message::new(
         field(1, "trace_id", "traceId", Id),
         field(2, "span_id", "spanId", Id),
         field(3, "trace_state", "traceState", Text),
-        field(4, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(4, "attributes", "attributes"),
         field(5, "dropped_attributes_count", "droppedAttributesCount", Uint32),
         field(6, "flags", "flags", Fixed32),
     ],
@@ -299,7 +369,7 @@ static METRIC: Message = Message::new(
         field(9, "histogram", "histogram", Kind::Message(&HISTOGRAM)).oneof(),
         field(10, "exponential_histogram", "exponentialHistogram", Kind::Message(&EXPONENTIAL_HISTOGRAM)).oneof(),
         field(11, "summary", "summary", Kind::Message(&SUMMARY)).oneof(),
-        field(12, "metadata", "metadata", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(12, "metadata", "metadata"),
     ],
 );
 const TEMPORALITIES: &[&str] =
@@ -330,7 +400,7 @@ const TIME: Field = field(3, "time_unix_nano", "timeUnixNano", Fixed64);
 static NUMBER_DATA_POINT: Message = Message::new(
     "NumberDataPoint",
     &[
-        field(7, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(7, "attributes", "attributes"),
         START_TIME,
         TIME,
         field(4, "as_double", "asDouble", Double).oneof(),
@@ -342,7 +412,7 @@ static NUMBER_DATA_POINT: Message = Message::new(
 static HISTOGRAM_DATA_POINT: Message = Message::new(
     "HistogramDataPoint",
     &[
-        field(9, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(9, "attributes", "attributes"),
         START_TIME,
         TIME,
         field(4, "count", "count", Fixed64),
@@ -358,7 +428,7 @@ static HISTOGRAM_DATA_POINT: Message = Message::new(
 static EXPONENTIAL_DATA_POINT: Message = Message::new(
     "ExponentialHistogramDataPoint",
     &[
-        field(1, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(1, "attributes", "attributes"),
         START_TIME,
         TIME,
         field(4, "count", "count", Fixed64),
@@ -381,7 +451,7 @@ static BUCKETS: Message = Message::new(
 static SUMMARY_DATA_POINT: Message = Message::new(
     "SummaryDataPoint",
     &[
-        field(7, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(7, "attributes", "attributes"),
         START_TIME,
         TIME,
         field(4, "count", "count", Fixed64),
@@ -395,7 +465,7 @@ static VALUE_AT_QUANTILE: Message =
 static EXEMPLAR: Message = Message::new(
     "Exemplar",
     &[
-        field(7, "filtered_attributes", "filteredAttributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(7, "filtered_attributes", "filteredAttributes"),
         field(2, "time_unix_nano", "timeUnixNano", Fixed64),
         field(3, "as_double", "asDouble", Double).oneof(),
         field(6, "as_int", "asInt", Sfixed64).oneof(),
@@ -459,7 +529,7 @@ static LOG_RECORD: Message = Message::new(
         field(2, "severity_number", "severityNumber", Enum(SEVERITIES)),
         field(3, "severity_text", "severityText", Text),
         field(5, "body", "body", Kind::Message(&ANY_VALUE)),
-        field(6, "attributes", "attributes", Kind::Message(&KEY_VALUE)).repeated(),
+        attributes(6, "attributes", "attributes"),
         field(7, "dropped_attributes_count", "droppedAttributesCount", Uint32),
         field(8, "flags", "flags", Fixed32),
         field(9, "trace_id", "traceId", Id),

@@ -134,6 +134,58 @@ fn put_unknown(out: &mut Vec<u8>, dice: &mut Dice) {
     }
 }
 
+/// A request with one span that has one attribute of these bytes.
+fn with_attribute(attribute: &[u8]) -> Vec<u8> {
+    [9, 2, 2, 1].into_iter().fold(attribute.to_vec(), |inner, number| {
+        let mut outer = Vec::new();
+        put_key(&mut outer, number, 2);
+        put_delimited(&mut outer, &inner);
+        outer
+    })
+}
+
+#[test]
+fn every_single_damage_of_a_short_attribute_is_judged_as_prost_judges_it() {
+    let values: [&[u8]; 7] = [
+        b"\x0A\x04POST",
+        b"\x0A\x0Banswers \xC3\xA9!",
+        b"\x10\x01",
+        b"\x18\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01",
+        b"\x18\x80\x01",
+        b"\x21\x00\x00\x00\x00\x00\x00\xF0\x3F",
+        b"",
+    ];
+    let pair = |key: &[u8], value: &[u8]| {
+        let mut pair = Vec::new();
+        put_key(&mut pair, 1, 2);
+        put_delimited(&mut pair, key);
+        put_key(&mut pair, 2, 2);
+        put_delimited(&mut pair, value);
+        pair
+    };
+    let check = |attribute: &[u8]| agree(Signal::Traces, &with_attribute(attribute)).expect("agrees");
+    for key in [&b""[..], b"key", b"server.address"] {
+        for value in values {
+            let whole = pair(key, value);
+            check(&whole);
+            for at in 0..whole.len() {
+                let mut damaged = whole.clone();
+                for byte in 0..=255 {
+                    damaged[at] = byte;
+                    check(&damaged);
+                }
+                check(&whole[..at]);
+            }
+        }
+    }
+    // Around the length that takes two bytes.
+    for len in 95..140 {
+        check(&pair(b"gen_ai.prompt", &[b"\x0A", &[len as u8][..], &vec![b'x'; len][..]].concat()));
+        check(&pair(&vec![b'k'; len], b"\x0A\x01x"));
+        check(&pair(&vec![0xFF; len], b"\x0A\x01x"));
+    }
+}
+
 /// What prost makes of it: the canonical bytes and the number of items.
 fn decode(signal: Signal, bytes: &[u8]) -> Result<(Vec<u8>, u64), prost::DecodeError> {
     Ok(match signal {

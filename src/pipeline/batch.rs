@@ -2,13 +2,11 @@
 
 use bytes::Bytes;
 
+use crate::exporters::{Batch, Payload, heavy};
 use crate::otlp::compression::{self, InflateError};
 use crate::otlp::{Encoding, Signal};
 use crate::queue::metadata;
 use crate::storage::Record;
-
-/// Above this much inflating the work leaves the async worker.
-const INLINE_INFLATE_BYTES_MAX: u64 = 1 << 20;
 
 /// A record that passed its check and still cannot be read: a bug, or another version's encoding.
 #[derive(Debug, thiserror::Error)]
@@ -17,12 +15,12 @@ pub enum BuildError {
     Inflate { sequence: u64, cause: InflateError },
     #[error("record {sequence} has an encoding of another version ({encoding})")]
     Encoding { sequence: u64, encoding: u8 },
-    #[error("the task that inflates records ended early")]
-    Cancelled,
+    #[error("failed to inflate records: {0}")]
+    Worker(std::io::Error),
 }
 
 /// Builds the request for `records` (at least one, all of one signal and with the same metadata).
-pub async fn build(signal: Signal, records: &[Record]) -> Result<crate::exporters::Batch, BuildError> {
+pub async fn build(signal: Signal, records: &[Record]) -> Result<Batch, BuildError> {
     let items = records.iter().map(|record| u64::from(record.items)).sum();
     let metadata = records.first().map(|record| metadata::decode(&record.metadata)).unwrap_or_default();
     let compressed: u64 = records
@@ -30,32 +28,26 @@ pub async fn build(signal: Signal, records: &[Record]) -> Result<crate::exporter
         .filter(|record| record.encoding != Encoding::Identity as u8)
         .map(|record| u64::from(record.raw_len))
         .sum();
-    let payload = match records {
-        [only] if only.encoding == Encoding::Identity as u8 => only.payload.clone(),
-        _ if compressed <= INLINE_INFLATE_BYTES_MAX => merge(records)?,
-        _ => {
-            let records = records.to_vec();
-            tokio::task::spawn_blocking(move || merge(&records)).await.map_err(|_| BuildError::Cancelled)??
-        }
-    };
-    Ok(crate::exporters::Batch { signal, items, payload, metadata })
+    let records = records.to_vec();
+    let payload = heavy::run(compressed, move || merge(&records)).await.map_err(BuildError::Worker)??;
+    Ok(Batch { signal, items, payload, metadata })
 }
 
-fn merge(records: &[Record]) -> Result<Bytes, BuildError> {
-    let raw_len: usize = records.iter().map(|record| record.raw_len as usize).sum();
-    let mut merged = Vec::with_capacity(raw_len);
-    let mut scratch = Vec::new();
+/// Records that were stored as they are go into the request as they are; others are inflated.
+fn merge(records: &[Record]) -> Result<Payload, BuildError> {
+    let mut payload = Payload::default();
     for record in records {
         let encoding = Encoding::from_u8(record.encoding)
             .ok_or(BuildError::Encoding { sequence: record.sequence, encoding: record.encoding })?;
         if encoding == Encoding::Identity {
-            merged.extend_from_slice(&record.payload);
+            payload.push(record.payload.clone());
             continue;
         }
+        let mut inflated = Vec::with_capacity(record.raw_len as usize);
         // It was inflated to this very length before it was accepted.
-        compression::inflate(encoding, &record.payload, record.raw_len as usize, &mut scratch, &mut |_| true)
+        compression::inflate(encoding, &record.payload, record.raw_len as usize, &mut inflated, &mut |_| true)
             .map_err(|cause| BuildError::Inflate { sequence: record.sequence, cause })?;
-        merged.extend_from_slice(&scratch);
+        payload.push(Bytes::from(inflated));
     }
-    Ok(Bytes::from(merged))
+    Ok(payload)
 }

@@ -152,9 +152,9 @@ impl Leased {
             };
             // The request has the bytes now.
             self.lease.shed();
-            destination.meter.in_flight(&destination.id, 1);
+            destination.meter.in_flight(&destination.id, self.signal, 1);
             let outcome = destination.exporter.export(request).await;
-            destination.meter.in_flight(&destination.id, -1);
+            destination.meter.in_flight(&destination.id, self.signal, -1);
             self.memory = None;
             let failure = match outcome {
                 Outcome::Delivered => {

@@ -40,7 +40,7 @@ impl Exporter for Scripted {
             let outcome = (self.script)(&batch, seen.len());
             seen.push(batch.clone());
             if matches!(outcome, Outcome::Delivered | Outcome::Partial { .. }) {
-                self.taken.lock().extend_from_slice(&batch.payload);
+                self.taken.lock().extend_from_slice(&batch.payload.clone().into_bytes());
             }
             outcome
         }
@@ -168,8 +168,9 @@ async fn a_refused_batch_is_set_aside_and_later_ones_go_on_and_it_comes_again_af
         for n in 0..12u8 {
             let _receipt = put(&router, vec![n]).await;
         }
-        let exporter =
-            scripted(|batch, _| if batch.payload.contains(&5) { failure(Class::Batch) } else { Outcome::Delivered });
+        let exporter = scripted(|batch, _| {
+            if batch.payload.clone().into_bytes().contains(&5) { failure(Class::Batch) } else { Outcome::Delivered }
+        });
         let watched = Arc::clone(&log);
         let subscription = deliver(&log, &destination(&exporter, 1), move || {
             watched.cursor("x").is_some_and(|cursor| cursor.is_settled(11))
@@ -248,7 +249,7 @@ async fn put_at(log: &Log, received_unix_ns: u64) {
         payload: Bytes::from_static(b"span"),
         guard: Arc::new(()),
     };
-    let reservation = log.reserve(record.stored_len()).expect("room");
+    let reservation = log.reserve(record.weight()).expect("room");
     let _receipt = log.append(reservation, record).await.expect("answered").expect("durable");
 }
 

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::otlp::Signal;
-use crate::storage::{AppendError, Full, Log, NewRecord};
+use crate::storage::{AppendError, Full, Log, NewRecord, Weight};
 
 use super::{Accepted, Intake, Offer, Refused, RefusedReason, metadata};
 
@@ -67,7 +67,7 @@ impl Router {
         // Room in all of them first: when one refuses, nothing is written anywhere.
         let reservations = queues
             .iter()
-            .map(|queue| queue.reserve(record().stored_len()))
+            .map(|queue| queue.reserve(record().weight()))
             .collect::<Result<Vec<_>, Full>>()
             .map_err(|full| refused_full(&full))?;
         let answers: Vec<_> =
@@ -94,7 +94,7 @@ fn no_pipeline(signal: Signal) -> Refused {
 
 fn refused_full(full: &Full) -> Refused {
     let (reason, retry_after) = match full {
-        Full::Cap { .. } | Full::FileSystem { .. } => (RefusedReason::Full, RETRY_AFTER_FULL),
+        Full::Cap { .. } | Full::FileSystem { .. } | Full::Backlog { .. } => (RefusedReason::Full, RETRY_AFTER_FULL),
         Full::Failed(_) => (RefusedReason::Storage, RETRY_AFTER_STORAGE),
         Full::Closed => (RefusedReason::Stopping, RETRY_AFTER_STOPPING),
     };
@@ -121,7 +121,7 @@ impl Intake for Router {
 
     fn check(&self, signal: Signal, size_hint_bytes: u64) -> Result<(), Refused> {
         for queue in self.of(signal) {
-            drop(queue.reserve(size_hint_bytes).map_err(|full| refused_full(&full))?);
+            drop(queue.reserve(Weight::request(size_hint_bytes)).map_err(|full| refused_full(&full))?);
         }
         if self.takes(signal) { Ok(()) } else { Err(no_pipeline(signal)) }
     }

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::Instant;
 
 use crate::storage::log::Position;
-use crate::storage::{Log, Record};
+use crate::storage::{Log, Record, Weight};
 
 /// Ranges that may be set aside at once; then the exporter stops taking fresh records.
 pub const HELD_RANGES_MAX: usize = 256;
@@ -189,6 +189,7 @@ impl Subscription {
                 lease.settle(Settled { _sealed: () });
                 return Ok(None);
             }
+            lease.weight = weight_of(&records);
             lease.records = records;
             return Ok(Some(lease));
         }
@@ -241,6 +242,10 @@ impl Subscription {
     }
 }
 
+fn weight_of(records: &[Record]) -> Weight {
+    records.iter().fold(Weight::default(), |sum, record| sum.plus(&record.weight()))
+}
+
 /// Records on their way to a destination. Dropping it redelivers them.
 #[derive(Debug)]
 #[must_use = "dropping a lease redelivers its records"]
@@ -248,13 +253,16 @@ pub struct Lease {
     subscription: Arc<Subscription>,
     covers: Range<u64>,
     records: Vec<Record>,
+    /// Of all records in `covers`, also while they are shed.
+    weight: Weight,
     open: bool,
 }
 
 impl Lease {
     fn new(subscription: &Arc<Subscription>, covers: Range<u64>, records: Vec<Record>) -> Lease {
         subscription.book.lock().leased += 1;
-        Lease { subscription: Arc::clone(subscription), covers, records, open: true }
+        let weight = weight_of(&records);
+        Lease { subscription: Arc::clone(subscription), covers, records, weight, open: true }
     }
 
     pub fn records(&self) -> &[Record] {
@@ -297,6 +305,7 @@ impl Lease {
                 }
                 *position = next;
                 self.covers.end = next.sequence;
+                self.weight = self.weight.plus(&weight_of(&records));
                 self.records.extend(records);
                 return Ok(all);
             }
@@ -329,7 +338,7 @@ impl Lease {
     /// The records are somebody else's now.
     pub fn settle(mut self, _settled: Settled) {
         self.open = false;
-        self.subscription.log.settle(&self.subscription.cursor, self.covers.clone());
+        self.subscription.log.settle_weighed(&self.subscription.cursor, self.covers.clone(), self.weight);
         self.finish();
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::settings::Sizer;
 use crate::storage::log::Observer;
 use crate::storage::{Log, Options, RealDisk, StartAt, Store};
 
@@ -152,4 +153,130 @@ async fn an_empty_request_is_accepted_and_not_stored() {
     empty.items = 0;
     let _receipt = router.offer(empty).await.expect("accepted");
     assert_eq!(log.durable_end(), 0);
+}
+
+/// Offers until one is refused; how many were taken, and the refusal.
+async fn fill(router: &Router, budget: &Budget, items: u64) -> (u64, Refused) {
+    for taken in 0..1000 {
+        let offer = Offer { items, ..offer(budget, taken as u8, Vec::new()) };
+        match router.offer(offer).await {
+            Ok(_receipt) => {}
+            Err(refused) => return (taken, refused),
+        }
+    }
+    panic!("nothing was refused");
+}
+
+#[tokio::test]
+async fn queue_size_bounds_the_backlog_in_the_unit_of_its_sizer_and_delivery_makes_room() {
+    // Records of 700 bytes are stored in 776.
+    for (sizer, size, fits) in [(Sizer::Requests, 9, 9), (Sizer::Items, 100, 10), (Sizer::Bytes, 8 * 776 + 775, 8)] {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = open(dir.path());
+        let log = queue(&store, "one");
+        log.limit_backlog("x", sizer, size);
+        let mut router = Router::new();
+        router.add(Signal::Traces, Arc::clone(&log));
+        let budget = Budget::new(1 << 20);
+        let (taken, refused) = fill(&router, &budget, 10).await;
+        assert_eq!(taken, fits, "{sizer:?}");
+        assert_eq!(refused.reason, RefusedReason::Full);
+        let words = ["exporter \"x\"", "queue \"one\"", "sending_queue.queue_size", sizer.name()];
+        assert!(words.iter().all(|word| refused.message.contains(word)), "{refused}");
+        assert!(refused.retry_after > Duration::ZERO);
+        assert!(router.check(Signal::Traces, 1000).is_err(), "also before a body is read");
+
+        let subscription = Subscription::new(Arc::clone(&log), "x");
+        let lease = subscription.lease(LIMITS).await.expect("reads").expect("records");
+        drop(lease);
+        assert_eq!(fill(&router, &budget, 10).await.0, 0, "what was not delivered still counts");
+        let lease = subscription.lease(LIMITS).await.expect("reads").expect("records");
+        let delivered = lease.records().len() as u64;
+        lease.settle(Settled::by_delivery());
+        assert_eq!(fill(&router, &budget, 10).await.0, delivered, "{sizer:?}");
+        assert_eq!(log.status().cursors[0].backlog.items, fits * 10);
+    }
+}
+
+#[tokio::test]
+async fn a_full_sending_queue_of_one_exporter_refuses_for_all_queues_of_the_request() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let (one, two) = (queue(&store, "one"), queue(&store, "two"));
+    two.limit_backlog("x", Sizer::Requests, 4);
+    let mut router = Router::new();
+    router.add(Signal::Traces, Arc::clone(&one));
+    router.add(Signal::Traces, Arc::clone(&two));
+    let budget = Budget::new(1 << 20);
+    assert_eq!(fill(&router, &budget, 1).await.0, 4);
+    assert_eq!((one.durable_end(), two.durable_end()), (4, 4));
+    let backlogs = [&one, &two].map(|log| log.status().cursors[0].backlog.records);
+    assert_eq!(backlogs, [4, 4], "what was refused is counted nowhere");
+}
+
+#[tokio::test]
+async fn many_offers_at_once_do_not_overrun_queue_size() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let log = queue(&store, "one");
+    log.limit_backlog("x", Sizer::Requests, 10);
+    let mut router = Router::new();
+    router.add(Signal::Traces, Arc::clone(&log));
+    let budget = Budget::new(1 << 20);
+    let offers = (0..50).map(|n| router.offer(offer(&budget, n, Vec::new())));
+    let answers = futures_util::future::join_all(offers).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 10);
+    assert_eq!(log.durable_end(), 10);
+}
+
+#[tokio::test]
+async fn a_request_larger_than_queue_size_is_taken_when_nothing_waits() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let log = queue(&store, "one");
+    log.limit_backlog("x", Sizer::Items, 5);
+    let mut router = Router::new();
+    router.add(Signal::Traces, Arc::clone(&log));
+    let budget = Budget::new(1 << 20);
+    assert_eq!(fill(&router, &budget, 10).await.0, 1);
+}
+
+#[tokio::test]
+async fn the_backlog_is_counted_again_after_a_restart_from_the_middle_of_a_segment() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let log = queue(&store, "one");
+    let mut router = Router::new();
+    router.add(Signal::Traces, Arc::clone(&log));
+    let budget = Budget::new(1 << 20);
+    // Uneven: an estimate by position would be wrong.
+    for n in 0..60u64 {
+        let offer = Offer { items: n, ..offer(&budget, n as u8, Vec::new()) };
+        let _receipt = router.offer(Offer { items: offer.items + 1, ..offer }).await.expect("accepted");
+    }
+    let subscription = Subscription::new(Arc::clone(&log), "x");
+    for n in 0..12 {
+        let lease = subscription.lease(LIMITS).await.expect("reads").expect("records");
+        // Every other lease stays: holes in the cursor.
+        if n % 2 == 0 { lease.settle(Settled::by_delivery()) } else { lease.hold("refused".to_owned()) }
+    }
+    let before = log.status().cursors[0].backlog;
+    assert_eq!(before.records, 60 - 18);
+    assert!(before.items > 0 && before.bytes == before.records * 776);
+    store.close();
+    drop((store, router, subscription));
+    assert_eq!(Arc::strong_count(&log), 1);
+    drop(log);
+    let store = open(dir.path());
+    let log = queue(&store, "one");
+    assert_eq!(log.status().cursors[0].backlog, before);
+    log.limit_backlog("x", Sizer::Requests, before.records + 1);
+    let mut router = Router::new();
+    router.add(Signal::Traces, Arc::clone(&log));
+    assert_eq!(fill(&router, &budget, 1).await.0, 1);
+    let subscription = Subscription::new(Arc::clone(&log), "x");
+    while let Some(lease) = subscription.lease(LIMITS).await.expect("reads") {
+        lease.settle(Settled::by_delivery());
+    }
+    assert_eq!(log.status().cursors[0].backlog, Default::default());
 }

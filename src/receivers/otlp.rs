@@ -1,5 +1,6 @@
 //! The `otlp` receiver: settings, binding, serving.
 
+mod encodings;
 mod grpc;
 mod http;
 
@@ -20,6 +21,7 @@ use super::ingest::Ingest;
 use super::listen;
 
 pub use super::listen::BindError;
+pub use encodings::Encodings;
 pub use http::Cors;
 
 pub const GRPC_ENDPOINT_DEFAULT: &str = "localhost:4317";
@@ -65,6 +67,7 @@ pub struct HttpSettings {
     pub read_timeout: Duration,
     pub idle_timeout: Duration,
     pub cors: Option<Cors>,
+    pub encodings: Encodings,
 }
 
 impl Default for GrpcSettings {
@@ -92,6 +95,7 @@ impl Default for HttpSettings {
             read_timeout: READ_TIMEOUT_DEFAULT,
             idle_timeout: IDLE_TIMEOUT_DEFAULT,
             cors: None,
+            encodings: Encodings::default(),
         }
     }
 }
@@ -112,15 +116,8 @@ impl Settings {
 
 impl GrpcSettings {
     fn read(table: &mut Table<'_>) -> GrpcSettings {
-        table.unsupported(&[
-            "tls",
-            "auth",
-            "include_metadata",
-            "transport",
-            "read_buffer_size",
-            "write_buffer_size",
-            "dialer",
-        ]);
+        table.unsupported(&["tls", "auth", "transport", "read_buffer_size", "write_buffer_size", "dialer"]);
+        read_include_metadata(table);
         let mut settings = GrpcSettings::default();
         if let Some(endpoint) = table.text("endpoint") {
             settings.endpoint = endpoint;
@@ -157,15 +154,8 @@ impl GrpcSettings {
 
 impl HttpSettings {
     fn read(table: &mut Table<'_>) -> HttpSettings {
-        table.unsupported(&[
-            "tls",
-            "auth",
-            "include_metadata",
-            "response_headers",
-            "compression_algorithms",
-            "write_timeout",
-            "read_header_timeout",
-        ]);
+        table.unsupported(&["tls", "auth", "response_headers", "write_timeout", "read_header_timeout"]);
+        read_include_metadata(table);
         let mut settings = HttpSettings::default();
         if let Some(endpoint) = table.text("endpoint") {
             settings.endpoint = endpoint;
@@ -197,7 +187,15 @@ impl HttpSettings {
             }
         }
         settings.cors = table.table("cors", Cors::read).flatten();
+        settings.encodings = Encodings::read(table);
         settings
+    }
+}
+
+/// In the Collector it makes request metadata known to later parts; none of those is here yet.
+fn read_include_metadata(table: &mut Table<'_>) {
+    if table.flag("include_metadata") == Some(true) {
+        table.warn("include_metadata", "has no effect: nothing here uses the metadata of requests yet");
     }
 }
 

@@ -37,7 +37,8 @@ impl Default for BatchLimits {
 pub struct SendingQueue {
     /// Requests in flight at most.
     pub num_consumers: usize,
-    /// Backlog at which intake is refused, counted in `sizer`. None: bytes on disk alone (`forebay.queue.max_size`).
+    /// Backlog in one pipeline's queue at which intake is refused, in `sizer`. None: bytes on disk alone
+    /// (`forebay.queue.max_size`).
     pub queue_size: Option<u64>,
     pub sizer: Sizer,
     pub batch: BatchLimits,
@@ -97,7 +98,8 @@ impl SendingQueue {
             table.warn(
                 "queue_size",
                 format!(
-                    "{size} {} bound the backlog here, beside forebay.queue.max_size; unset, bytes on disk alone do",
+                    "intake is refused (503, UNAVAILABLE) while {size} {} wait for this exporter in one pipeline; \
+                     `validate` says how long an outage that covers; unset, bytes on disk alone bound it",
                     queue.sizer.name()
                 ),
             );

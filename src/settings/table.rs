@@ -160,6 +160,17 @@ impl<'a> Table<'a> {
 
     pub fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&'static str, T)]) -> Option<T> {
         let node = self.value(key)?;
+        self.chosen(key, node, choices)
+    }
+
+    /// The same under a key that the user chose; it must have a value.
+    pub fn named_choice<T: Copy>(&mut self, key: &str, choices: &[(&'static str, T)]) -> Option<T> {
+        self.known.push(Cow::Owned(key.to_owned()));
+        let node = &self.find(key)?.node;
+        self.chosen(key, node, choices)
+    }
+
+    fn chosen<T: Copy>(&mut self, key: &str, node: &Node, choices: &[(&'static str, T)]) -> Option<T> {
         let written = node.scalar_text();
         let chosen = choices.iter().find(|(name, _)| Some(*name) == written.as_deref()).map(|(_, value)| *value);
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();

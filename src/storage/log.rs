@@ -1,5 +1,6 @@
 //! One queue's segment log: append on its writer thread, read what is durable, settle, reclaim.
 
+pub(super) mod backlog;
 mod prepare;
 mod read;
 mod reclaim;
@@ -8,7 +9,6 @@ mod writer;
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,9 +16,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+use super::backlog::{Limit, Tally, Weight};
 use super::cursor::Cursor;
 use super::disk::{Disk, DiskFile};
 use super::record::{self, METADATA_LEN_MAX, PAYLOAD_LEN_MAX, Record};
@@ -45,6 +46,10 @@ impl NewRecord {
     /// Bytes that this record will take.
     pub fn stored_len(&self) -> u64 {
         record::record_len(self.metadata.len(), self.payload.len())
+    }
+
+    pub fn weight(&self) -> Weight {
+        Weight { records: 1, items: u64::from(self.items), bytes: self.stored_len() }
     }
 }
 
@@ -155,6 +160,8 @@ pub(super) struct State {
     pub tail: VecDeque<Record>,
     pub tail_bytes: u64,
     pub cursors: BTreeMap<String, Cursor>,
+    /// What is durable and not settled, for each cursor.
+    pub backlogs: BTreeMap<String, Weight>,
     /// Segments made ready by the helper thread.
     pub prepared: Option<(Identity, Arc<dyn DiskFile>)>,
     /// A reclaimed segment kept to be recycled, under its spare name.
@@ -185,6 +192,8 @@ pub(super) struct Inner {
     pending_bytes: Arc<AtomicU64>,
     /// Bytes left in the active segment and in the one prepared behind it.
     room_bytes: AtomicU64,
+    /// One for each cursor.
+    tallies: RwLock<Vec<Arc<Tally>>>,
     durable_end: watch::Sender<u64>,
     /// Why intake is refused, after failures in a row.
     failure: Mutex<Option<String>>,
@@ -213,6 +222,7 @@ pub(super) struct Recovered {
     pub next_segment_id: u64,
     pub previous: u64,
     pub cursors: BTreeMap<String, Cursor>,
+    pub backlogs: BTreeMap<String, Weight>,
 }
 
 /// Figures of one queue, for metrics and messages.
@@ -230,15 +240,15 @@ pub struct CursorStatus {
     pub name: String,
     /// The lowest sequence that is not settled.
     pub low: u64,
-    /// Records not settled, at most (sequence numbers never used count too).
-    pub backlog_records: u64,
-    /// Bytes from the oldest segment not wholly settled on.
-    pub backlog_bytes: u64,
+    /// What is durable and not settled.
+    pub backlog: Weight,
+    pub limit: Option<Limit>,
 }
 
 impl Log {
     pub(super) fn start(id: String, dir: PathBuf, shared: Shared, recovered: Recovered) -> std::io::Result<Log> {
         let durable_end = recovered.next_sequence;
+        let tallies = recovered.backlogs.iter().map(|(name, backlog)| Arc::new(Tally::new(name, backlog))).collect();
         let inner = Arc::new(Inner {
             id,
             dir,
@@ -253,6 +263,7 @@ impl Log {
                 tail: VecDeque::new(),
                 tail_bytes: 0,
                 cursors: recovered.cursors,
+                backlogs: recovered.backlogs,
                 prepared: None,
                 spare: None,
                 last_append: None,
@@ -261,6 +272,7 @@ impl Log {
             inbox_ready: Condvar::new(),
             pending_bytes: Arc::default(),
             room_bytes: AtomicU64::new(0),
+            tallies: RwLock::new(tallies),
             durable_end: watch::channel(durable_end).0,
             failure: Mutex::new(None),
             prepare_wanted: Signal::default(),
@@ -281,8 +293,8 @@ impl Log {
         &self.inner.id
     }
 
-    /// Promises room for a record of `bytes` (from [`NewRecord::stored_len`]), or says who holds it.
-    pub fn reserve(&self, bytes: u64) -> Result<Reservation, Full> {
+    /// Promises room for a record (from [`NewRecord::weight`]), or says who holds it.
+    pub fn reserve(&self, weight: Weight) -> Result<Reservation, Full> {
         let inner = &self.inner;
         if inner.stopping.load(Ordering::Acquire) {
             return Err(Full::Closed);
@@ -290,8 +302,13 @@ impl Log {
         if let Some(failure) = &*inner.failure.lock() {
             return Err(Full::Failed(failure.clone()));
         }
+        let bytes = weight.bytes;
         let pending_bytes = inner.pending_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let reservation = Reservation { pending_bytes: Arc::clone(&inner.pending_bytes), bytes };
+        let reservation = self.reserve_backlog(Reservation {
+            pending_bytes: Arc::clone(&inner.pending_bytes),
+            weight,
+            tallies: Vec::new(),
+        })?;
         let beyond = pending_bytes.saturating_sub(inner.room_bytes.load(Ordering::Acquire));
         if beyond > 0 {
             let usable = inner.shared.segment_bytes - HEADER_PAGE_LEN;
@@ -362,7 +379,11 @@ impl Log {
     pub fn ensure_cursor(&self, name: &str, at: u64) {
         let mut state = self.inner.state.lock();
         if !state.cursors.contains_key(name) {
-            state.cursors.insert(name.to_owned(), Cursor::at(at));
+            let cursor = Cursor::at(at);
+            let backlog = backlog::estimate(&state.segments, &cursor, &(at..state.durable_end));
+            self.inner.tallies.write().push(Arc::new(Tally::new(name, &backlog)));
+            state.backlogs.insert(name.to_owned(), backlog);
+            state.cursors.insert(name.to_owned(), cursor);
             self.inner.shared.dirty.raise();
         }
     }
@@ -374,23 +395,6 @@ impl Log {
     /// A copy of where the cursor stands.
     pub fn cursor(&self, name: &str) -> Option<Cursor> {
         self.inner.state.lock().cursors.get(name).cloned()
-    }
-
-    /// Moves the cursor; it becomes durable with the next checkpoint, and only then may segments go.
-    pub fn settle(&self, cursor: &str, range: Range<u64>) {
-        let mut state = self.inner.state.lock();
-        let State { cursors, tail, tail_bytes, .. } = &mut *state;
-        let Some(found) = cursors.get_mut(cursor) else { return };
-        found.settle(range);
-        // What everyone has settled need not stay in memory.
-        let low = cursors.values().map(Cursor::low).min().unwrap_or(0);
-        while tail.front().is_some_and(|record| record.sequence < low) {
-            if let Some(record) = tail.pop_front() {
-                *tail_bytes -= record.payload.len() as u64;
-            }
-        }
-        drop(state);
-        self.inner.shared.dirty.raise();
     }
 
     /// The oldest sequence still retained.
@@ -407,18 +411,8 @@ impl Log {
             .map(|(name, cursor)| CursorStatus {
                 name: name.clone(),
                 low: cursor.low(),
-                backlog_records: cursor
-                    .above()
-                    .gaps(cursor.low()..state.durable_end)
-                    .iter()
-                    .map(|gap| gap.end - gap.start)
-                    .sum(),
-                backlog_bytes: state
-                    .segments
-                    .values()
-                    .filter(|segment| segment.records > 0 && !cursor.has_settled(segment.first..segment.last + 1))
-                    .map(|segment| segment.valid_end - HEADER_PAGE_LEN)
-                    .sum(),
+                backlog: state.backlogs.get(name).copied().unwrap_or_default(),
+                limit: self.limit_of(name),
             })
             .collect();
         Status {

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::backlog::Weight;
+
 pub const HEADER_LEN: usize = 72;
 pub const TRAILER_LEN: usize = 4;
 /// Records start on this boundary, so that resynchronising need not try every byte.
@@ -137,6 +139,13 @@ pub struct Record {
     pub payload: Bytes,
     /// Keeps the memory of `payload` accounted for as long as it is held.
     pub guard: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Record {
+    pub fn weight(&self) -> Weight {
+        let bytes = record_len(self.metadata.len(), self.payload.len());
+        Weight { records: 1, items: u64::from(self.items), bytes }
+    }
 }
 
 impl fmt::Debug for Record {

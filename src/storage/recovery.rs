@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::catalog::{QueueContents, SegmentRow};
 use super::cursor::Cursor;
 use super::disk::{Disk, DiskFile};
-use super::log::{Lost, Recovered, Segment, SegmentState};
+use super::log::{Lost, Recovered, Segment, SegmentState, backlog};
 use super::ranges::RangeSet;
 use super::record::{NO_PREVIOUS, end_after};
 use super::segment::{self, HEADER_PAGE_LEN, HeaderPage, Identity, Located, ScanResult};
@@ -136,7 +136,8 @@ pub(super) fn recover(
     let previous_end = last_found.map_or(durable_end, |last| durable_end.max(last + 1));
     let previous = previous_end.checked_sub(1).unwrap_or(NO_PREVIOUS);
     debug_assert!(end_after(previous) <= next_sequence);
-    Ok((Recovered { segments, next_sequence, next_segment_id, previous, cursors }, report))
+    let backlogs = backlog::count(&segments, &cursors);
+    Ok((Recovered { segments, next_sequence, next_segment_id, previous, cursors, backlogs }, report))
 }
 
 /// Opens and, where the catalogue does not vouch for it, scans one file. None: it was set aside or is worthless.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::backlog::{Tally, Weight};
 use super::disk::Disk;
 
 /// The share of the file system that is left to others, and the most that share may come to.
@@ -23,6 +24,11 @@ pub enum Full {
     Cap { allocated_bytes: u64, max_bytes: u64, holder: String },
     #[error("the file system of {path} has {available_bytes} bytes free, and {floor_bytes} must stay free")]
     FileSystem { path: String, available_bytes: u64, floor_bytes: u64 },
+    #[error(
+        "the sending queue of exporter \"{exporter}\" in queue \"{queue}\" is full: {waiting} of {size} {unit} wait \
+         (sending_queue.queue_size)"
+    )]
+    Backlog { exporter: String, queue: String, waiting: u64, size: u64, unit: &'static str },
     #[error("storage failed and is being retried: {0}")]
     Failed(String),
     #[error("the queue is closed")]
@@ -111,16 +117,28 @@ impl Space {
     }
 }
 
-/// Room promised to one record; given back when it is written or dropped.
+/// Room promised to one record, on disk and in every exporter's backlog; given back when it is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Reservation {
     pub(super) pending_bytes: Arc<AtomicU64>,
-    pub(super) bytes: u64,
+    pub(super) weight: Weight,
+    /// Backlogs that count the record already.
+    pub(super) tallies: Vec<Arc<Tally>>,
+}
+
+impl Reservation {
+    /// The record is durable: the backlogs keep it until it is settled.
+    pub(super) fn keep(mut self) {
+        self.tallies.clear();
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.pending_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.pending_bytes.fetch_sub(self.weight.bytes, Ordering::AcqRel);
+        for tally in &self.tallies {
+            tally.subtract(&self.weight);
+        }
     }
 }

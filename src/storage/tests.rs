@@ -80,7 +80,7 @@ fn payload(n: u64) -> Vec<u8> {
 
 fn append(log: &Log, bytes: impl Into<Bytes>) -> Result<Durable, AppendError> {
     let record = record(bytes);
-    let reservation = log.reserve(record.stored_len()).map_err(|full| AppendError::Full(full.to_string()))?;
+    let reservation = log.reserve(record.weight()).map_err(|full| AppendError::Full(full.to_string()))?;
     log.append(reservation, record).blocking_recv().expect("the writer answers")
 }
 

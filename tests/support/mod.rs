@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod ledger;
+pub mod setup;
 pub mod strace;
 
 use std::collections::BTreeMap;
@@ -54,14 +55,33 @@ pub struct Forebay {
 
 impl Forebay {
     pub fn start(config: &Path, data_dir: &Path, health_port: u16, log: &Path) -> Forebay {
-        Forebay::start_under(&[], config, data_dir, health_port, log)
+        Forebay::start_with(&[], config, data_dir, health_port, log, &[])
     }
 
     /// Under a command that becomes `forebay`, or has it as its only child.
     pub fn start_under(wrapper: &[&str], config: &Path, data_dir: &Path, health_port: u16, log: &Path) -> Forebay {
+        Forebay::start_with(wrapper, config, data_dir, health_port, log, &[])
+    }
+
+    /// `variables` are all that its environment says of proxies and authorities.
+    pub fn start_with(
+        wrapper: &[&str],
+        config: &Path,
+        data_dir: &Path,
+        health_port: u16,
+        log: &Path,
+        variables: &[(&str, &str)],
+    ) -> Forebay {
         let log = std::fs::File::options().create(true).append(true).open(log).expect("log file");
         let words = [wrapper, &[env!("CARGO_BIN_EXE_forebay")]].concat();
-        let child = Command::new(words[0])
+        let mut command = Command::new(words[0]);
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+            command.env_remove(name).env_remove(name.to_ascii_lowercase());
+        }
+        let child = command
+            .env_remove("SSL_CERT_FILE")
+            .env_remove("SSL_CERT_DIR")
+            .envs(variables.iter().copied())
             .args(&words[1..])
             .arg("run")
             .arg("--config")
@@ -140,15 +160,19 @@ pub struct Sink {
 impl Sink {
     /// Serves OTLP/HTTP traces on a port of its own.
     pub async fn start() -> (Arc<Sink>, SocketAddr) {
-        let sink = Arc::new(Sink::default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("address");
+        (Sink::start_on(listener), address)
+    }
+
+    pub fn start_on(listener: tokio::net::TcpListener) -> Arc<Sink> {
+        let sink = Arc::new(Sink::default());
         let router = Router::new()
             .route("/v1/traces", post(take))
             .layer(axum::extract::DefaultBodyLimit::max(256 << 20))
             .with_state(Arc::clone(&sink));
         tokio::spawn(async move { axum::serve(listener, router).await });
-        (sink, address)
+        sink
     }
 }
 

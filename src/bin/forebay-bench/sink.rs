@@ -1,6 +1,7 @@
 //! Takes OTLP over HTTP and gRPC, counts it, and fails when asked to.
 
 mod answer;
+mod count;
 mod counters;
 
 use crate::units::duration;

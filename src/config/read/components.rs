@@ -1,11 +1,11 @@
 //! `receivers`, `processors`, `exporters`, `extensions`: definitions by id.
 
-use crate::config::components::{
-    EXPORTERS, ExporterSettings, Kind, RECEIVERS, ReceiverSettings, find, read_exporter, read_receiver,
-};
 use crate::config::ids::ComponentId;
-use crate::settings::{BatchLimits, Origin, Problem, Retry, SendingQueue, Sizer, Table};
+use crate::exporters::{self, KINDS as EXPORTERS};
+use crate::receivers::{self, KINDS as RECEIVERS};
+use crate::settings::{BatchLimits, Kind, Origin, Problem, Retry, SendingQueue, Sizer, Table};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A component that the user defined.
@@ -22,7 +22,7 @@ pub struct Definition<T> {
 pub type Definitions<T> = Vec<Definition<T>>;
 
 pub struct Exporter {
-    pub settings: ExporterSettings,
+    pub settings: Arc<dyn exporters::Settings>,
     pub retry: Retry,
     pub sending_queue: SendingQueue,
     pub storage_origin: Origin,
@@ -38,13 +38,18 @@ pub enum Extension {
     HealthCheck { endpoint: Option<String>, path: Option<String> },
 }
 
-const PROCESSORS: &[Kind] = &[
-    Kind { name: "batch", aliases: &[], summary: "sets the exporters' batch limits" },
-    Kind { name: "memory_limiter", aliases: &[], summary: "sets the process's memory budget" },
+pub const PROCESSORS: &[Kind<Processor>] = &[
+    Kind {
+        name: "batch",
+        aliases: &[],
+        summary: "read as the exporters' sending_queue.batch",
+        read: |table| Processor::Batch(read_batch(table)),
+    },
+    Kind { name: "memory_limiter", aliases: &[], summary: "read as forebay.memory.limit", read: read_memory_limiter },
 ];
-const EXTENSIONS: &[Kind] = &[
-    Kind { name: "file_storage", aliases: &[], summary: "names the data directory" },
-    Kind { name: "health_check", aliases: &[], summary: "places the health endpoint" },
+pub const EXTENSIONS: &[Kind<Extension>] = &[
+    Kind { name: "file_storage", aliases: &[], summary: "names the data directory", read: read_file_storage },
+    Kind { name: "health_check", aliases: &[], summary: "places the health endpoint", read: read_health_check },
 ];
 
 /// Kinds that the collector's distributions have. Named as such when they are met, so that nobody looks for a typo.
@@ -113,8 +118,8 @@ const COLLECTOR_EXTENSIONS: &[&str] = &[
     "zpages",
 ];
 
-pub fn receivers(table: &mut Table<'_>) -> Definitions<ReceiverSettings> {
-    definitions("receiver", table, RECEIVERS, COLLECTOR_RECEIVERS, read_receiver)
+pub fn receivers(table: &mut Table<'_>) -> Definitions<receivers::Settings> {
+    definitions("receiver", table, RECEIVERS, COLLECTOR_RECEIVERS, |kind, table| (kind.read)(table))
 }
 
 pub fn exporters(table: &mut Table<'_>) -> Definitions<Exporter> {
@@ -125,33 +130,25 @@ pub fn exporters(table: &mut Table<'_>) -> Definitions<Exporter> {
             storage_origin = table.origin_of("storage");
             SendingQueue::read(table)
         });
-        let settings = read_exporter(kind, table)?;
-        Some(Exporter { settings, retry, sending_queue: sending_queue.unwrap_or_default(), storage_origin })
+        let settings = (kind.read)(table);
+        Exporter { settings, retry, sending_queue: sending_queue.unwrap_or_default(), storage_origin }
     })
 }
 
 pub fn processors(table: &mut Table<'_>) -> Definitions<Processor> {
-    definitions("processor", table, PROCESSORS, COLLECTOR_PROCESSORS, |kind, table| match kind {
-        "batch" => Some(Processor::Batch(read_batch(table))),
-        "memory_limiter" => Some(read_memory_limiter(table)),
-        _ => None,
-    })
+    definitions("processor", table, PROCESSORS, COLLECTOR_PROCESSORS, |kind, table| (kind.read)(table))
 }
 
 pub fn extensions(table: &mut Table<'_>) -> Definitions<Extension> {
-    definitions("extension", table, EXTENSIONS, COLLECTOR_EXTENSIONS, |kind, table| match kind {
-        "file_storage" => Some(read_file_storage(table)),
-        "health_check" => Some(read_health_check(table)),
-        _ => None,
-    })
+    definitions("extension", table, EXTENSIONS, COLLECTOR_EXTENSIONS, |kind, table| (kind.read)(table))
 }
 
-fn definitions<T>(
+fn definitions<S, T>(
     what: &str,
     table: &mut Table<'_>,
-    kinds: &'static [Kind],
+    kinds: &'static [Kind<S>],
     collector_kinds: &[&str],
-    read: impl Fn(&str, &mut Table<'_>) -> Option<T>,
+    read: impl Fn(&Kind<S>, &mut Table<'_>) -> T,
 ) -> Definitions<T> {
     let mut definitions: Definitions<T> = Vec::new();
     for id in table.keys() {
@@ -170,10 +167,10 @@ fn definitions<T>(
                 table
                     .report(Problem::error(origin, message).with_help("write type or type/name, such as otlp_http/eu"));
             }
-            Ok(parsed) => match find(kinds, &parsed.kind) {
+            Ok(parsed) => match Kind::find(kinds, &parsed.kind) {
                 Some(kind) => {
                     definition.canonical_id = parsed.with_kind(kind.name);
-                    definition.settings = table.named_table(&id, |table| read(kind.name, table)).flatten();
+                    definition.settings = table.named_table(&id, |table| read(kind, table));
                     let twin = definitions.iter().find(|other| other.canonical_id == definition.canonical_id);
                     if let Some(twin) = twin {
                         let message =
@@ -192,7 +189,7 @@ fn definitions<T>(
     definitions
 }
 
-fn unknown_kind(what: &str, kind: &str, origin: &Origin, kinds: &[Kind], collector_kinds: &[&str]) -> Problem {
+fn unknown_kind<S>(what: &str, kind: &str, origin: &Origin, kinds: &[Kind<S>], collector_kinds: &[&str]) -> Problem {
     let names: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
     let list = names.join(", ");
     if collector_kinds.contains(&kind) {

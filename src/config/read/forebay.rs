@@ -2,7 +2,8 @@
 
 use crate::config::ids::ComponentId;
 use crate::config::plan::{DataDirSetting, QueuePlan, ShutdownPlan, StartAt};
-use crate::settings::{Origin, Table};
+use crate::exporters::{self, StatusPolicy};
+use crate::settings::{Kind, Origin, Table};
 use std::path::PathBuf;
 
 #[derive(Default)]
@@ -30,6 +31,7 @@ pub struct ExporterExtra {
     pub cursor_id: Option<(String, Origin)>,
     pub start_at: Option<StartAt>,
     pub max_request_bytes: Option<u64>,
+    pub status_policy: Option<StatusPolicy>,
 }
 
 /// Smallest queue: room for a few segments of the smallest size.
@@ -110,7 +112,6 @@ fn pipeline(table: &mut Table<'_>, id: String, origin: Origin) -> PipelineExtra 
 }
 
 fn exporter(table: &mut Table<'_>, id: String, origin: Origin) -> ExporterExtra {
-    later(table, &["status_policy"]);
     on_full(table);
     let id_origin = table.origin_of("cursor_id");
     ExporterExtra {
@@ -119,6 +120,7 @@ fn exporter(table: &mut Table<'_>, id: String, origin: Origin) -> ExporterExtra 
         cursor_id: table.text("cursor_id").map(|name| (name, id_origin)),
         start_at: table.choice("start_at", START_AT),
         max_request_bytes: at_least(table, "max_request_bytes", REQUEST_BYTES_MIN),
+        status_policy: table.table("status_policy", StatusPolicy::read),
     }
 }
 
@@ -126,7 +128,7 @@ fn exporter(table: &mut Table<'_>, id: String, origin: Origin) -> ExporterExtra 
 pub fn same_id(a: &str, b: &str) -> bool {
     let canonical = |id: &str| {
         let parsed = ComponentId::parse(id).ok()?;
-        let kind = crate::config::components::find(crate::config::components::EXPORTERS, &parsed.kind)?;
+        let kind = Kind::find(exporters::KINDS, &parsed.kind)?;
         Some(parsed.with_kind(kind.name))
     };
     a == b || canonical(a).is_some_and(|a| Some(a) == canonical(b))

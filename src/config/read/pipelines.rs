@@ -126,6 +126,16 @@ pub fn exporters(written: &mut Written, resolved: &Resolved, problems: &mut Prob
             );
         }
         let extra = written.forebay.exporters.iter().find(|extra| same_id(&extra.id, &id));
+        if let Some(extra) = extra.filter(|_| !exporter.settings.is_remote()) {
+            let keys = [
+                ("max_request_bytes", extra.max_request_bytes.is_some()),
+                ("status_policy", extra.status_policy.is_some()),
+            ];
+            for (key, _) in keys.iter().filter(|(_, is_set)| *is_set) {
+                let message = format!("forebay.exporters.{id}.{key} has no effect: no server answers this exporter");
+                problems.add(Problem::error(extra.origin.clone(), message).with_help("remove the key"));
+            }
+        }
         let chosen = extra.and_then(|extra| extra.cursor_id.clone());
         let (cursor_id, origin) =
             chosen.unwrap_or_else(|| (stored_name(&definition.canonical_id), definition.origin.clone()));
@@ -146,6 +156,7 @@ pub fn exporters(written: &mut Written, resolved: &Resolved, problems: &mut Prob
             sending_queue,
             start_at: extra.and_then(|extra| extra.start_at).unwrap_or_default(),
             max_request_bytes: extra.and_then(|extra| extra.max_request_bytes),
+            status_policy: extra.and_then(|extra| extra.status_policy.clone()).unwrap_or_default(),
         });
     }
     plans

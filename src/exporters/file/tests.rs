@@ -1,6 +1,13 @@
+use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use bytes::Bytes;
+
+use crate::otlp::json;
 
 use super::*;
 use crate::otlp::{Signal, wire};
@@ -9,7 +16,7 @@ use crate::otlp::{Signal, wire};
 fn batch(name: &str) -> Batch {
     let text = format!("{{\"resourceSpans\":[{{\"scopeSpans\":[{{\"spans\":[{{\"name\":\"{name}\"}}]}}]}}]}}");
     let payload = json::to_protobuf(Signal::Traces, text.as_bytes()).expect("valid");
-    Batch { signal: Signal::Traces, items: 1, payload, metadata: Vec::new() }
+    Batch { signal: Signal::Traces, items: 1, payload: payload.into(), metadata: Vec::new() }
 }
 
 fn settings(dir: &Path) -> Settings {
@@ -92,4 +99,119 @@ fn a_path_that_cannot_be_written_is_named_with_its_remedy() {
     std::fs::write(dir.path().join("out"), b"a file, not a directory").expect("written");
     let error = build(&settings(dir.path())).err().expect("refused");
     assert!(error.0.contains("telemetry.jsonl") && error.0.contains("check `path`"), "{}", error.0);
+}
+
+/// What the next operations do; without an entry they succeed.
+#[derive(Default)]
+struct Faults {
+    /// Half of the line is written, then the disk is full.
+    write: Option<io::ErrorKind>,
+    sync: Option<io::ErrorKind>,
+    /// Free and total bytes.
+    space: Option<(u64, u64)>,
+    /// Told when a sync begins; the sync ends when the other side says so.
+    gate: Option<(Sender<()>, Receiver<()>)>,
+}
+
+struct FaultyDisk(Arc<Mutex<Faults>>);
+
+impl writer::Disk for FaultyDisk {
+    fn write(&mut self, file: &mut std::fs::File, line: &[u8]) -> io::Result<()> {
+        match self.0.lock().write.take() {
+            None => io::Write::write_all(file, line),
+            Some(kind) => io::Write::write_all(file, &line[..line.len() / 2]).and(Err(kind.into())),
+        }
+    }
+
+    fn sync(&mut self, file: &std::fs::File) -> io::Result<()> {
+        let gate = self.0.lock().gate.take();
+        if let Some((begun, go_on)) = gate {
+            begun.send(()).expect("the test listens");
+            go_on.recv().expect("the test answers");
+        }
+        match self.0.lock().sync.take() {
+            None => file.sync_data(),
+            Some(kind) => Err(kind.into()),
+        }
+    }
+
+    fn space(&mut self, _file: &std::fs::File) -> io::Result<(u64, u64)> {
+        Ok(self.0.lock().space.unwrap_or((1 << 40, 1 << 40)))
+    }
+}
+
+/// An exporter with one line delivered, on a disk that fails as it is told.
+async fn faulty(dir: &Path) -> (File, PathBuf, Arc<Mutex<Faults>>) {
+    let faults = Arc::new(Mutex::new(Faults::default()));
+    let settings = settings(dir);
+    let exporter = build_on(&settings, FaultyDisk(Arc::clone(&faults))).expect("built");
+    deliver(&exporter, "first").await;
+    (exporter, settings.path, faults)
+}
+
+async fn failure(exporter: &File, name: &str) -> Failure {
+    match exporter.export(batch(name)).await {
+        Outcome::Failed(failure) => failure,
+        other => panic!("expected a failure, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_a_full_disk_or_a_failed_sync_cuts_short_is_taken_back_and_comes_again() {
+    for full_at_write in [true, false] {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (exporter, path, faults) = faulty(dir.path()).await;
+        let whole = std::fs::read(&path).expect("readable");
+        let kind = Some(io::ErrorKind::StorageFull);
+        if full_at_write {
+            faults.lock().write = kind
+        } else {
+            faults.lock().sync = kind
+        }
+        let failure = failure(&exporter, "second").await;
+        assert_eq!(failure.class, Class::Retryable);
+        assert!(failure.message.contains("telemetry.jsonl"), "{}", failure.message);
+        assert_eq!(std::fs::read(&path).expect("readable"), whole, "no half line stays");
+        deliver(&exporter, "second").await;
+        let lines = lines(&path);
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].contains("second") && json::to_protobuf(Signal::Traces, lines[1].as_bytes()).is_ok());
+    }
+}
+
+#[tokio::test]
+async fn below_the_floor_of_free_space_nothing_is_written_until_there_is_room_again() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (exporter, path, faults) = faulty(dir.path()).await;
+    // Five percent, and at the most 1 GiB, stay free.
+    for (free, total) in [((5 << 20) - 1, 100 << 20), (1 << 30, 1 << 40)] {
+        faults.lock().space = Some((free, total));
+        let failure = failure(&exporter, "second").await;
+        assert_eq!(failure.class, Class::Retryable);
+        assert!(failure.message.contains("must stay free"), "{}", failure.message);
+        assert_eq!(lines(&path).len(), 1);
+    }
+    faults.lock().space = Some((6 << 20, 100 << 20));
+    deliver(&exporter, "second").await;
+    assert_eq!(lines(&path).len(), 2);
+}
+
+#[tokio::test]
+async fn nothing_is_delivered_before_its_sync_has_returned() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (exporter, path, faults) = faulty(dir.path()).await;
+    let ((begun, has_begun), (go_on, goes_on)) = (channel(), channel());
+    faults.lock().gate = Some((begun, goes_on));
+    let delivery = tokio::spawn(async move { exporter.export(batch("second")).await });
+    let waited =
+        tokio::task::spawn_blocking(move || has_begun.recv_timeout(Duration::from_secs(20))).await.expect("no panic");
+    waited.expect("the sync begins");
+    assert_eq!(lines(&path).len(), 2, "it is written");
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+        assert!(!delivery.is_finished(), "and not delivered");
+    }
+    go_on.send(()).expect("the disk waits");
+    let outcome = delivery.await.expect("no panic");
+    assert!(matches!(outcome, Outcome::Delivered), "{outcome:?}");
 }

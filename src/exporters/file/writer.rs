@@ -17,7 +17,29 @@ const GROUP_BYTES_MAX: usize = 32 << 20;
 /// Read backwards in steps of this while looking for the last whole line.
 const TAIL_STEP_LEN: u64 = 64 << 10;
 
-pub(super) struct Writer {
+/// What the writer does to the disk and tests make fail.
+pub(super) trait Disk: Send + 'static {
+    fn write(&mut self, file: &mut File, line: &[u8]) -> io::Result<()> {
+        file.write_all(line)
+    }
+
+    fn sync(&mut self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    /// Bytes of the file system: free to us, and in all.
+    fn space(&mut self, file: &File) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::fstatfs(file)?;
+        let block = stat.f_bsize as u64;
+        Ok((stat.f_bavail.saturating_mul(block), stat.f_blocks.saturating_mul(block)))
+    }
+}
+
+pub(super) struct RealDisk;
+impl Disk for RealDisk {}
+
+pub(super) struct Writer<D> {
+    disk: D,
     path: PathBuf,
     file: File,
     /// Bytes of whole, synced lines.
@@ -26,15 +48,16 @@ pub(super) struct Writer {
     max_backups: Option<u64>,
 }
 
-impl Writer {
-    pub fn open(settings: &Settings) -> io::Result<Writer> {
+impl<D: Disk> Writer<D> {
+    pub fn open(settings: &Settings, disk: D) -> io::Result<Writer<D>> {
         let path = settings.path.clone();
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         }
         let mut file = open(&path)?;
         let len = cut_torn_line(&path, &mut file)?;
-        Ok(Writer { path, file, len, rotate_at_bytes: settings.rotate_at_bytes, max_backups: settings.max_backups })
+        let (rotate_at_bytes, max_backups) = (settings.rotate_at_bytes, settings.max_backups);
+        Ok(Writer { disk, path, file, len, rotate_at_bytes, max_backups })
     }
 
     /// Writes groups until every sender is gone.
@@ -65,8 +88,8 @@ impl Writer {
         }
         let written = group
             .iter()
-            .try_for_each(|waiting| self.file.write_all(&waiting.line))
-            .and_then(|()| self.file.sync_data());
+            .try_for_each(|waiting| self.disk.write(&mut self.file, &waiting.line))
+            .and_then(|()| self.disk.sync(&self.file));
         if let Err(error) = written {
             // What may be half there is taken back; a failed sync is not tried again on the same pages.
             let undone = self.file.set_len(self.len).and_then(|()| open(&self.path)).map(|file| self.file = file);
@@ -79,11 +102,9 @@ impl Writer {
         Ok(())
     }
 
-    fn check_space(&self, bytes: u64) -> io::Result<()> {
-        let stat = rustix::fs::fstatfs(&self.file)?;
-        let block = stat.f_bsize as u64;
-        let floor = (stat.f_blocks.saturating_mul(block) / 100 * FREE_SHARE_PERCENT).min(FREE_BYTES_MAX);
-        let free = stat.f_bavail.saturating_mul(block);
+    fn check_space(&mut self, bytes: u64) -> io::Result<()> {
+        let (free, total) = self.disk.space(&self.file)?;
+        let floor = (total / 100 * FREE_SHARE_PERCENT).min(FREE_BYTES_MAX);
         if free < floor.saturating_add(bytes) {
             let message = format!("{free} bytes are free on its file system and {floor} must stay free");
             return Err(io::Error::new(io::ErrorKind::StorageFull, message));

@@ -29,30 +29,29 @@ pub(super) fn channel(settings: &Settings, target: &str, with_tls: bool) -> Resu
     let plain = format!("http://{target}");
     let origin = format!("{}://{target}", if with_tls { "https" } else { "http" });
     let origin: Uri = origin.parse().map_err(|error: http::uri::InvalidUri| invalid(&error))?;
+    let host = origin.host().unwrap_or("").trim_start_matches('[').trim_end_matches(']');
+    let override_name = settings.tls.server_name.as_deref().filter(|_| with_tls);
+    let name = ServerName::try_from(override_name.unwrap_or(host).to_owned()).map_err(|error| invalid(&error))?;
+    // The name that the certificate must have is also the authority of requests, as with the Collector.
+    let authority = match override_name {
+        Some(name) => format!("https://{name}").parse().map_err(|error: http::uri::InvalidUri| invalid(&error))?,
+        None => origin.clone(),
+    };
     let mut endpoint = Endpoint::from_shared(plain)
         .map_err(|error| invalid(&error))?
-        .origin(origin.clone())
+        .origin(authority)
         .tcp_nodelay(true)
         .keep_alive_timeout(settings.keepalive_timeout)
         .keep_alive_while_idle(settings.keepalive_while_idle);
     if let Some(time) = settings.keepalive_time {
         endpoint = endpoint.http2_keep_alive_interval(time);
     }
-    let connector = if with_tls {
-        let mut config = tls::client_config(&settings.tls)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Some(TlsConnector::from(Arc::new(config)))
-    } else {
-        None
-    };
-    let host = origin.host().unwrap_or("").trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name = ServerName::try_from(host).map_err(|error| invalid(&error))?;
+    let tls = if with_tls { Some(Arc::new(tls::Reloading::new(&settings.tls, &[b"h2"])?)) } else { None };
     let proxies = Arc::new(Matcher::from_env());
     let connect = service_fn(move |uri: Uri| {
-        let (connector, name, proxies, origin) =
-            (connector.clone(), name.clone(), Arc::clone(&proxies), origin.clone());
+        let (tls, name, proxies, origin) = (tls.clone(), name.clone(), Arc::clone(&proxies), origin.clone());
         async move {
-            let connecting = connect(uri, &origin, &proxies, connector, name);
+            let connecting = connect(uri, &origin, &proxies, tls, name);
             tokio::time::timeout(CONNECT_TIMEOUT, connecting)
                 .await
                 .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no connection in time")))
@@ -66,7 +65,7 @@ async fn connect(
     uri: Uri,
     origin: &Uri,
     proxies: &Matcher,
-    connector: Option<TlsConnector>,
+    tls: Option<Arc<tls::Reloading>>,
     name: ServerName<'static>,
 ) -> io::Result<Box<dyn Io>> {
     let mut tcp = HttpConnector::new();
@@ -84,8 +83,11 @@ async fn connect(
         None => tcp.call(uri).await.map_err(io::Error::other)?,
     };
     let stream = stream.into_inner();
-    match connector {
-        Some(connector) => Ok(Box::new(connector.connect(name, stream).await?)),
+    match tls {
+        Some(tls) => {
+            let (_, config) = tls.current().await;
+            Ok(Box::new(TlsConnector::from(config).connect(name, stream).await?))
+        }
         None => Ok(Box::new(stream)),
     }
 }

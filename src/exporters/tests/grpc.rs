@@ -54,7 +54,7 @@ async fn a_request_is_one_framed_message_to_export_with_headers_as_metadata() {
         assert_eq!(u32::from_be_bytes(asked.body[1..5].try_into().expect("four")) as usize, asked.body.len() - 5);
         let mut out = Vec::new();
         compression::inflate(encoding, &asked.body[5..], 1 << 20, &mut out, &mut |_| true).expect("inflates");
-        assert_eq!(out, batch("a").payload);
+        assert_eq!(out, batch("a").payload.into_bytes());
     }
 }
 
@@ -65,7 +65,7 @@ async fn every_code_that_the_server_sent_has_its_class_in_headers_and_in_trailer
         let in_trailers = Answer::grpc(b"", &[("grpc-status", &text), ("grpc-message", "because%20of")]);
         for answer in [Answer::grpc_status(code, "because%20of"), in_trailers] {
             let failure = failure(outcome_of(answer).await);
-            assert_eq!(failure.class, classify::grpc(code, false, "").0, "{code}");
+            assert_eq!(failure.class, StatusPolicy::default().grpc(code, false, "").0, "{code}");
             assert_eq!(failure.status, Some(RemoteStatus::Grpc(code)));
             assert!(failure.message.ends_with("because of"), "{}", failure.message);
         }
@@ -165,4 +165,19 @@ async fn a_server_that_comes_back_is_reached_again_on_the_same_channel() {
     let outcome = exporter.export(batch("a")).await;
     assert!(matches!(outcome, Outcome::Delivered), "{outcome:?}");
     assert_eq!(server.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_configured_code_has_its_class_unless_the_answer_speaks_of_size_or_of_a_retry() {
+    let size = "grpc: received message larger than max (17000000 vs. 4194304)";
+    for (message, class, too_large) in [("slow down", Class::Retryable, false), (size, Class::Batch, true)] {
+        let server = Server::start(Answer::grpc_status(8, message)).await;
+        let status_policy = policy("grpc", "RESOURCE_EXHAUSTED", "retryable");
+        let failure = failure(send(&Settings { status_policy, ..settings(server.address) }).await);
+        assert_eq!((failure.class, failure.too_large), (class, too_large), "{message}");
+    }
+    let server = Server::start(Answer::http(404, &[], "")).await;
+    let status_policy = policy("http", "404", "batch");
+    let failure = failure(send(&Settings { status_policy, ..settings(server.address) }).await);
+    assert_eq!(failure.class, Class::Batch, "what stands in between is judged by its HTTP status");
 }

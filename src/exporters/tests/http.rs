@@ -38,7 +38,7 @@ async fn a_request_is_a_protobuf_post_to_the_signals_path_with_our_user_agent() 
     assert_eq!(asked.headers["content-type"], "application/x-protobuf");
     assert_eq!(asked.headers["user-agent"], remote::USER_AGENT);
     assert!(!asked.headers.contains_key("content-encoding"), "auto does not compress to this machine");
-    assert_eq!(asked.body, batch("a").payload);
+    assert_eq!(asked.body, batch("a").payload.into_bytes());
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn every_compression_inflates_to_the_payload_and_is_named() {
         assert_eq!(asked.headers["content-encoding"], name);
         let mut out = Vec::new();
         compression::inflate(encoding, &asked.body, 1 << 20, &mut out, &mut |_| true).expect("inflates");
-        assert_eq!(out, batch("a").payload);
+        assert_eq!(out, batch("a").payload.into_bytes());
     }
 }
 
@@ -69,7 +69,7 @@ async fn json_is_sent_as_json_and_configured_headers_go_along() {
     assert_eq!(asked.path, "/api/public/otel/v1/traces");
     assert_eq!(asked.headers["content-type"], "application/json");
     assert_eq!(asked.headers["authorization"], "Bearer t");
-    assert_eq!(json::to_protobuf(Signal::Traces, &asked.body).expect("JSON"), batch("a").payload);
+    assert_eq!(json::to_protobuf(Signal::Traces, &asked.body).expect("JSON"), batch("a").payload.into_bytes());
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn every_error_status_has_its_class_and_is_the_servers() {
     for status in (400..=431).chain(500..=511) {
         let (outcome, _) = outcome_of(Answer::http(status, &[("content-type", "text/plain")], "because")).await;
         let failure = failure(outcome);
-        let (class, too_large) = classify::http(status);
+        let (class, too_large) = StatusPolicy::default().http(status);
         assert_eq!((failure.class, failure.too_large), (class, too_large), "{status}");
         assert_eq!(failure.status, Some(RemoteStatus::Http(status)));
         assert!(failure.message.ends_with("because"), "{}", failure.message);
@@ -212,4 +212,14 @@ async fn a_signal_without_an_endpoint_holds_and_says_which_key_is_missing() {
     let failure = failure(send(&settings).await);
     assert_eq!(failure.class, Class::Destination);
     assert!(failure.message.contains("traces_endpoint"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn a_configured_status_has_its_class_and_a_size_refusal_is_one_only_about_a_batch() {
+    for (status, class, expected) in [(404, "batch", Class::Batch), (413, "destination", Class::Destination)] {
+        let server = Server::start(Answer::http(status, &[], "")).await;
+        let status_policy = policy("http", &status.to_string(), class);
+        let failure = failure(send(&Settings { status_policy, ..settings(server.address) }).await);
+        assert_eq!((failure.class, failure.too_large), (expected, false), "{status}");
+    }
 }

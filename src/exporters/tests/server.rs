@@ -19,6 +19,10 @@ use tokio_rustls::TlsAcceptor;
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub path: String,
+    /// `Host` or `:authority`.
+    pub authority: String,
+    /// The server that TLS was asked for.
+    pub server_name: Option<String>,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
@@ -85,11 +89,12 @@ impl Server {
                 let (answer, kept, tls) = (answer.clone(), Arc::clone(&kept), tls.clone());
                 tokio::spawn(async move {
                     match tls {
-                        None => serve(stream, answer, kept).await,
+                        None => serve(stream, None, answer, kept).await,
                         Some(tls) => {
                             // A client that does not trust us hangs up here.
                             if let Ok(stream) = tls.accept(stream).await {
-                                serve(stream, answer, kept).await;
+                                let name = stream.get_ref().1.server_name().map(str::to_owned);
+                                serve(stream, name, answer, kept).await;
                             }
                         }
                     }
@@ -106,15 +111,24 @@ impl Server {
 
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    server_name: Option<String>,
     answer: Answer,
     kept: Arc<Mutex<Vec<Asked>>>,
 ) {
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let (answer, kept) = (answer.clone(), Arc::clone(&kept));
+        let (answer, kept, server_name) = (answer.clone(), Arc::clone(&kept), server_name.clone());
         async move {
             let (parts, body) = request.into_parts();
             let body = body.collect().await?.to_bytes();
-            kept.lock().push(Asked { path: parts.uri.path().to_owned(), headers: parts.headers, body });
+            let host = parts.headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
+            let authority = parts.uri.authority().map(|authority| authority.to_string()).or(host).unwrap_or_default();
+            kept.lock().push(Asked {
+                path: parts.uri.path().to_owned(),
+                authority,
+                server_name,
+                headers: parts.headers,
+                body,
+            });
             let mut response = Response::builder().status(answer.status);
             for (name, value) in &answer.headers {
                 response = response.header(*name, value);

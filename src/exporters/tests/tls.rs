@@ -45,10 +45,19 @@ fn file(dir: &Path, name: &str, pem: &str) -> Option<Pem> {
 
 /// Takes gRPC and HTTP; asks for a client certificate of `clients` where given.
 async fn server(authority: &Authority, name: &str, clients: Option<&Authority>) -> Server {
+    server_of(authority, name, clients, rustls::ALL_VERSIONS).await
+}
+
+async fn server_of(
+    authority: &Authority,
+    name: &str,
+    clients: Option<&Authority>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Server {
     let (certificate, key) = authority.issue(name, ExtendedKeyUsagePurpose::ServerAuth);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .expect("versions");
     let builder = match clients {
         None => builder.with_no_client_auth(),
@@ -67,16 +76,22 @@ async fn server(authority: &Authority, name: &str, clients: Option<&Authority>) 
     Server::start_with(answer, Some(TlsAcceptor::from(Arc::new(config)))).await
 }
 
-/// The same request over both exporters.
-async fn send(server: &Server, tls: &Settings) -> [Outcome; 2] {
+/// Both exporters to one server.
+fn exporters(server: &Server, tls: &Settings) -> [Arc<dyn Exporter>; 2] {
     let endpoint = format!("localhost:{}", server.address.port());
     let grpc = otlp_grpc::Settings { endpoint: Some(endpoint.clone()), tls: tls.clone(), ..Default::default() };
     let http =
         otlp_http::Settings { endpoint: Some(format!("https://{endpoint}")), tls: tls.clone(), ..Default::default() };
     [
-        otlp_grpc::build(&grpc).expect("built").export(batch("a")).await,
-        otlp_http::build(&http).expect("built").export(batch("a")).await,
+        Arc::new(otlp_grpc::build(&grpc).expect("built")) as Arc<dyn Exporter>,
+        Arc::new(otlp_http::build(&http).expect("built")),
     ]
+}
+
+/// The same request over both exporters.
+async fn send(server: &Server, tls: &Settings) -> [Outcome; 2] {
+    let [grpc, http] = exporters(server, tls);
+    [grpc.export(batch("a")).await, http.export(batch("a")).await]
 }
 
 #[tokio::test]
@@ -130,6 +145,113 @@ async fn a_server_that_wants_to_know_us_gets_the_client_certificate() {
 #[test]
 fn a_file_that_cannot_be_read_is_named_with_its_key() {
     let ca = Some(Pem::File("/nonexistent/ca.pem".into()));
-    let error = tls::client_config(&Settings { ca, ..Settings::default() }).expect_err("no such file");
+    let error = tls::Reloading::new(&Settings { ca, ..Settings::default() }, &[]).err().expect("no such file");
     assert!(error.0.contains("/nonexistent/ca.pem") && error.0.contains("tls.ca_file"), "{error}");
+}
+
+#[tokio::test]
+async fn server_name_override_is_asked_for_and_is_the_name_that_the_certificate_must_have() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let ours = authority();
+    let server_name = Some("other.example.com".to_owned());
+    let tls = Settings { ca: file(dir.path(), "ca.pem", &ours.pem), server_name, ..Settings::default() };
+    let other = server(&ours, "other.example.com", None).await;
+    for outcome in send(&other, &tls).await {
+        assert!(matches!(outcome, Outcome::Delivered), "{outcome:?}");
+    }
+    let asked = other.asked();
+    assert!(asked.iter().all(|asked| asked.server_name.as_deref() == Some("other.example.com")), "{asked:?}");
+    // HTTP names the host that it was given, gRPC the server that it means.
+    let authorities = [asked[0].authority.as_str(), asked[1].authority.as_str()];
+    assert_eq!(authorities, ["other.example.com", &format!("localhost:{}", other.address.port())]);
+    for outcome in send(&server(&ours, "localhost", None).await, &tls).await {
+        let failure = failure(outcome);
+        assert!(failure.message.to_ascii_lowercase().contains("certificate"), "{}", failure.message);
+    }
+}
+
+#[tokio::test]
+async fn files_that_change_are_used_without_a_restart_and_a_half_written_one_changes_nothing() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (ours, theirs, clients) = (authority(), authority(), authority());
+    let known = server(&ours, "localhost", Some(&clients)).await;
+    let (certificate, key) = clients.issue("forebay", ExtendedKeyUsagePurpose::ClientAuth);
+    let (stranger, stranger_key) = theirs.issue("forebay", ExtendedKeyUsagePurpose::ClientAuth);
+    let tls = Settings {
+        ca: file(dir.path(), "ca.pem", &theirs.pem),
+        certificate: file(dir.path(), "cert.pem", &stranger),
+        key: file(dir.path(), "key.pem", &stranger_key),
+        reload_interval: Some(std::time::Duration::from_nanos(1)),
+        ..Settings::default()
+    };
+    let exporters = exporters(&known, &tls);
+    for exporter in &exporters {
+        assert_eq!(failure(exporter.export(batch("a")).await).status, None);
+    }
+    file(dir.path(), "ca.pem", &ours.pem);
+    file(dir.path(), "cert.pem", &certificate);
+    for exporter in &exporters {
+        // The certificate is new and the key still the old one.
+        assert_eq!(failure(exporter.export(batch("a")).await).status, None);
+    }
+    file(dir.path(), "key.pem", &key);
+    for exporter in &exporters {
+        let outcome = exporter.export(batch("a")).await;
+        assert!(matches!(outcome, Outcome::Delivered), "{outcome:?}");
+    }
+    file(dir.path(), "ca.pem", "-----BEGIN CERTIFICATE-----");
+    for exporter in &exporters {
+        let outcome = exporter.export(batch("a")).await;
+        assert!(matches!(outcome, Outcome::Delivered), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_an_interval_files_are_read_once() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (ours, theirs) = (authority(), authority());
+    let tls = Settings { ca: file(dir.path(), "ca.pem", &theirs.pem), ..Settings::default() };
+    let exporters = exporters(&server(&ours, "localhost", None).await, &tls);
+    file(dir.path(), "ca.pem", &ours.pem);
+    for exporter in &exporters {
+        assert_eq!(failure(exporter.export(batch("a")).await).status, None);
+    }
+}
+
+#[tokio::test]
+async fn min_version_1_3_does_not_speak_to_a_server_that_knows_1_2_only() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let ours = authority();
+    let old = server_of(&ours, "localhost", None, &[&rustls::version::TLS12]).await;
+    let tls = Settings { ca: file(dir.path(), "ca.pem", &ours.pem), ..Settings::default() };
+    for outcome in send(&old, &tls).await {
+        assert!(matches!(outcome, Outcome::Delivered), "{outcome:?}");
+    }
+    for outcome in send(&old, &Settings { tls13_only: true, ..tls }).await {
+        assert_eq!(failure(outcome).status, None);
+    }
+}
+
+#[test]
+fn server_name_override_must_be_a_host_name() {
+    for (name, is_valid) in [("otlp.example.com", true), ("10.0.0.1", false), ("a name", false)] {
+        let origin = Origin::whole("test");
+        let node = Node::new(origin.clone(), Value::Text(name.to_owned()));
+        let entry = Entry { key: "server_name_override".to_owned(), key_origin: origin.clone(), node };
+        let read = crate::settings::read(&Node::new(origin, Value::Map(vec![entry])), Settings::read);
+        assert_eq!(read.is_ok(), is_valid, "{name}: {read:?}");
+    }
+}
+
+#[tokio::test]
+async fn server_name_override_behind_a_proxy_is_refused_with_its_remedy() {
+    let tls = Settings { server_name: Some("other.example.com".to_owned()), ..Settings::default() };
+    let settings = otlp_http::Settings {
+        endpoint: Some("https://10.0.0.1:4318".to_owned()),
+        proxy_url: Some("http://127.0.0.1:1".to_owned()),
+        tls,
+        ..Default::default()
+    };
+    let error = otlp_http::build(&settings).err().expect("refused");
+    assert!(error.0.contains("server_name_override") && error.0.contains("NO_PROXY"), "{error}");
 }

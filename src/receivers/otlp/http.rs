@@ -25,7 +25,7 @@ use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
 use crate::receivers::status::{self, code};
 use crate::settings::Table;
 
-use super::{CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, HttpSettings, STREAM_WINDOW_BYTES};
+use super::{CONNECTION_WINDOW_BYTES, Encodings, HEADER_BYTES_MAX, HttpSettings, STREAM_WINDOW_BYTES};
 
 const STREAMS_MAX: u32 = 128;
 
@@ -62,6 +62,7 @@ struct Http {
     ingest: Arc<Ingest>,
     limits: BodyLimits,
     cors: Option<Cors>,
+    encodings: Encodings,
 }
 
 pub(super) async fn serve(
@@ -72,7 +73,7 @@ pub(super) async fn serve(
     shutdown: CancellationToken,
 ) {
     let memory = ConnectionMemory::beside(ingest.budget.limit_bytes());
-    let state = Arc::new(Http { ingest, limits, cors: settings.cors.clone() });
+    let state = Arc::new(Http { ingest, limits, cors: settings.cors.clone(), encodings: settings.encodings.clone() });
     let mut router = Router::new();
     for (signal, path) in Signal::ALL.into_iter().zip(&settings.paths) {
         let handler = move |State(state): State<Arc<Http>>, request: Request<Body>| async move {
@@ -152,11 +153,10 @@ impl Http {
             let message = "the content type must be application/x-protobuf or application/json";
             return error(Content::Protobuf, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, message);
         };
-        let Some(encoding) = encoding_of(request.headers()) else {
+        let Some(encoding) = self.encodings.of(request.headers()) else {
             discard(request);
-            let message = "the content encoding must be gzip, zstd, deflate or none";
-            let mut response = error(content, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, message);
-            let known = HeaderValue::from_static("gzip, zstd, deflate");
+            let (known, message) = self.encodings.shown();
+            let mut response = error(content, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, &message);
             response.headers_mut().insert(header::ACCEPT_ENCODING, known);
             return response;
         };
@@ -232,19 +232,6 @@ fn content_of(headers: &HeaderMap) -> Option<Content> {
     match value.split(';').next()?.trim().to_ascii_lowercase().as_str() {
         "application/x-protobuf" | "application/protobuf" => Some(Content::Protobuf),
         "application/json" => Some(Content::Json),
-        _ => None,
-    }
-}
-
-fn encoding_of(headers: &HeaderMap) -> Option<WireEncoding> {
-    let Some(value) = headers.get(header::CONTENT_ENCODING) else {
-        return Some(WireEncoding::Stored(Encoding::Identity));
-    };
-    match value.to_str().ok()?.trim().to_ascii_lowercase().as_str() {
-        "" | "identity" | "none" => Some(WireEncoding::Stored(Encoding::Identity)),
-        "gzip" | "x-gzip" => Some(WireEncoding::Stored(Encoding::Gzip)),
-        "zstd" => Some(WireEncoding::Stored(Encoding::Zstd)),
-        "deflate" | "zlib" => Some(WireEncoding::Zlib),
         _ => None,
     }
 }

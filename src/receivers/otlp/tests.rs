@@ -59,3 +59,25 @@ fn a_zero_in_keepalive_is_the_default_and_a_timeout_of_zero_does_not_refuse_ever
     assert!(grpc.max_connection_idle.is_none() && grpc.max_connection_age.is_none());
     assert_eq!((http.read_timeout, http.idle_timeout), (READ_TIMEOUT_DEFAULT, IDLE_TIMEOUT_DEFAULT));
 }
+
+#[test]
+fn compression_algorithms_outside_the_list_are_problems_and_the_collectors_are_named_as_such() {
+    let algorithms = |names: &[&str]| {
+        let list = node(Value::List(names.iter().map(|name| text(name)).collect()));
+        read(vec![("http", map(vec![("compression_algorithms", list)]))])
+    };
+    let problems = algorithms(&["gzip", "snappy", "gzpi"]).expect_err("two are wrong");
+    assert!(problems.contains("not supported here: snappy") && problems.contains("did you mean gzip?"), "{problems}");
+    assert!(algorithms(&[]).expect_err("empty").contains("every request would be refused"));
+    let every = algorithms(&["", "gzip", "zstd", "zlib", "deflate"]).expect("valid").http.expect("on");
+    assert_eq!(every.encodings, Encodings::default());
+}
+
+#[test]
+fn include_metadata_is_accepted_and_said_to_have_no_effect() {
+    let flag = || map(vec![("include_metadata", node(Value::Bool(true)))]);
+    let tree = map(vec![("protocols", map(vec![("grpc", flag()), ("http", flag())]))]);
+    let (_, warnings) = settings::read_with_warnings(&tree, Settings::read).expect("valid");
+    assert_eq!(warnings.len(), 2);
+    assert!(warnings.iter().all(|warning| warning.message.contains("has no effect")), "{warnings:?}");
+}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::storage::backlog::Weight;
 use crate::storage::cursor::Cursor;
 use crate::storage::disk::DiskFile;
 use crate::storage::record::{self, ALIGN, Header, Record, TRAILER_LEN};
@@ -273,8 +274,10 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
     let mut answers = Vec::new();
     let mut state = inner.state.lock();
     let mut sequence = first_sequence;
+    let mut added = Weight::default();
     for Pending { record, reservation, answer } in written {
         let len = record.stored_len();
+        added = added.plus(&record.weight());
         if let Some(segment) = state.segments.get_mut(&segment_id) {
             let indexed = segment.index.last().map_or(HEADER_PAGE_LEN, |(_, offset)| *offset);
             if segment.records == 0 {
@@ -307,6 +310,9 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
         let Some(record) = state.tail.pop_front() else { break };
         state.tail_bytes -= record.payload.len() as u64;
     }
+    for backlog in state.backlogs.values_mut() {
+        *backlog = backlog.plus(&added);
+    }
     state.previous = sequence - 1;
     state.durable_end = sequence;
     state.last_append = Some(Instant::now());
@@ -314,7 +320,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
     drop(state);
     inner.durable_end.send_replace(sequence);
     for (answer, reservation) in answers {
-        drop(reservation);
+        reservation.keep();
         // A client that hung up gets no answer; its record is kept all the same.
         let _ = answer.send(Ok(Durable { _sealed: () }));
     }

@@ -142,7 +142,7 @@ fn rule_6_after_three_failures_in_a_row_intake_is_refused_and_comes_back_by_itse
     orders.armed.store(true, Ordering::SeqCst);
     let error = append(&log, payload(1)).expect_err("refused");
     assert!(matches!(error, AppendError::Failed(_)), "{error}");
-    let refusal = log.reserve(100).expect_err("refused at the door");
+    let refusal = log.reserve(Weight::request(100)).expect_err("refused at the door");
     assert!(matches!(refusal, Full::Failed(_)), "{refusal}");
     eventually("intake returns", || append(&log, payload(1)).is_ok());
     let mut found = read_all(&log, 0);
@@ -157,7 +157,7 @@ fn rule_7_a_full_file_system_is_refused_as_full_also_when_the_floor_was_overrun_
     let log = store.queue("traces", &cursor("a")).expect("queue");
     orders.available_mib.store(1, Ordering::SeqCst);
     eventually("the floor is noticed", || {
-        log.reserve(SEGMENT_BYTES).is_err_and(|full| matches!(full, Full::FileSystem { .. }))
+        log.reserve(Weight::request(SEGMENT_BYTES)).is_err_and(|full| matches!(full, Full::FileSystem { .. }))
     });
     assert!(seen.failures.lock().is_empty(), "noticed before writing");
     orders.available_mib.store(0, Ordering::SeqCst);

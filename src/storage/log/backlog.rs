@@ -1,0 +1,167 @@
+//! Settling, and what each cursor has left to settle.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::settings::Sizer;
+use crate::storage::backlog::{Limit, Tally, Weight};
+use crate::storage::cursor::Cursor;
+use crate::storage::segment::{self, HEADER_PAGE_LEN, ScanResult};
+use crate::storage::space::{Full, Reservation};
+
+use super::{Log, Position, Segment, State};
+
+/// Segments that opening reads to count what a cursor has left in them. Segments settled in part beyond these are
+/// estimated, and the estimate ends when the cursor has settled everything.
+const COUNTED_SEGMENTS_MAX: usize = 4;
+
+fn weight_of(segment: &Segment) -> Weight {
+    Weight { records: segment.records, items: segment.items, bytes: segment.valid_end - HEADER_PAGE_LEN }
+}
+
+/// The parts of `range` that the cursor has not settled.
+fn unsettled(cursor: &Cursor, range: Range<u64>) -> Vec<Range<u64>> {
+    cursor.above().gaps(range.start.max(cursor.low())..range.end)
+}
+
+/// What `cursor` has not settled in `within`: exact for whole segments, in proportion for parts.
+pub(super) fn estimate(segments: &BTreeMap<u64, Segment>, cursor: &Cursor, within: &Range<u64>) -> Weight {
+    let mut sum = Weight::default();
+    for segment in segments.values().filter(|segment| segment.records > 0) {
+        let whole = segment.first..segment.last + 1;
+        for left in unsettled(cursor, whole.start.max(within.start)..whole.end.min(within.end)) {
+            sum = sum.plus(&weight_of(segment).share(&left, &whole));
+        }
+    }
+    sum
+}
+
+/// What each cursor has left at opening.
+pub(in crate::storage) fn count(
+    segments: &BTreeMap<u64, Segment>,
+    cursors: &BTreeMap<String, Cursor>,
+) -> BTreeMap<String, Weight> {
+    let mut scans: BTreeMap<u64, ScanResult> = BTreeMap::new();
+    let mut backlogs = BTreeMap::new();
+    for (name, cursor) in cursors {
+        let mut sum = Weight::default();
+        for (id, segment) in segments.iter().filter(|(_, segment)| segment.records > 0) {
+            let whole = segment.first..segment.last + 1;
+            let left = unsettled(cursor, whole.clone());
+            let is_partial = !left.is_empty() && left != [whole.clone()];
+            if is_partial
+                && !scans.contains_key(id)
+                && scans.len() < COUNTED_SEGMENTS_MAX
+                && let Ok(scan) = segment::scan_all(&segment.file, segment.identity)
+            {
+                scans.insert(*id, scan);
+            }
+            let weight = match scans.get(id).filter(|_| is_partial) {
+                None => estimate(segments, cursor, &whole),
+                Some(scan) => scan
+                    .records
+                    .iter()
+                    .map(|located| &located.header)
+                    .filter(|header| !cursor.is_settled(header.sequence))
+                    .map(|header| Weight { records: 1, items: u64::from(header.items), bytes: header.record_len() })
+                    .fold(Weight::default(), |sum, weight| sum.plus(&weight)),
+            };
+            sum = sum.plus(&weight);
+        }
+        backlogs.insert(name.clone(), sum);
+    }
+    backlogs
+}
+
+impl Log {
+    /// `sending_queue.queue_size` of the exporter with that cursor: beyond it [`Log::reserve`] refuses.
+    pub fn limit_backlog(&self, cursor: &str, sizer: Sizer, size: u64) {
+        if let Some(tally) = self.tally(cursor) {
+            tally.set_limit(Limit { sizer, size });
+        }
+    }
+
+    /// The oldest record that the cursor has not settled: its sequence, and when it was received (ns since 1970). Reads
+    /// the disk unless it is in memory or still the one that is `known`; None when nothing waits or it cannot be read.
+    pub fn oldest_unsettled(&self, cursor: &str, known: Option<(u64, u64)>) -> Option<(u64, u64)> {
+        let low = {
+            let state = self.inner.state.lock();
+            let low = state.cursors.get(cursor)?.low();
+            if low >= state.durable_end {
+                return None;
+            }
+            low
+        };
+        if let Some(known) = known.filter(|(sequence, _)| *sequence >= low) {
+            return Some(known);
+        }
+        let from = Position::at(low);
+        let chunk = match self.read_tail(from, 1, 1) {
+            Some(chunk) => chunk,
+            // Whoever delivers it meets the same error, and reports it.
+            None => self.read_file(from, 1, 1).ok()?,
+        };
+        chunk.records.first().map(|record| (record.sequence, record.received_unix_ns))
+    }
+
+    pub(super) fn limit_of(&self, cursor: &str) -> Option<Limit> {
+        self.tally(cursor).and_then(|tally| tally.limit())
+    }
+
+    fn tally(&self, cursor: &str) -> Option<Arc<Tally>> {
+        self.inner.tallies.read().iter().find(|tally| tally.cursor == cursor).cloned()
+    }
+
+    /// Counts the record in every backlog, or in none and says whose is full. Constant time: no record is looked at.
+    pub(super) fn reserve_backlog(&self, mut reservation: Reservation) -> Result<Reservation, Full> {
+        for tally in self.inner.tallies.read().iter() {
+            tally.try_add(&reservation.weight).map_err(|(waiting, limit)| Full::Backlog {
+                exporter: tally.cursor.clone(),
+                queue: self.inner.id.clone(),
+                waiting,
+                size: limit.size,
+                unit: limit.sizer.name(),
+            })?;
+            reservation.tallies.push(Arc::clone(tally));
+        }
+        Ok(reservation)
+    }
+
+    /// [`Log::settle_weighed`] for who has not read the records.
+    pub fn settle(&self, cursor: &str, range: Range<u64>) {
+        let weight = {
+            let state = self.inner.state.lock();
+            let Some(found) = state.cursors.get(cursor) else { return };
+            estimate(&state.segments, found, &range)
+        };
+        self.settle_weighed(cursor, range, weight);
+    }
+
+    /// Moves the cursor; it becomes durable with the next checkpoint, and only then may segments go. `weight`: the
+    /// records in the range.
+    pub fn settle_weighed(&self, cursor: &str, range: Range<u64>, weight: Weight) {
+        let mut state = self.inner.state.lock();
+        let State { cursors, backlogs, tail, tail_bytes, durable_end, .. } = &mut *state;
+        let Some(found) = cursors.get_mut(cursor) else { return };
+        let weight = if found.has_settled(range.clone()) { Weight::default() } else { weight };
+        found.settle(range);
+        let backlog = backlogs.entry(cursor.to_owned()).or_default();
+        // With nothing left the count is exact again, whatever was estimated or lost to damage.
+        let left = if found.low() >= *durable_end { Weight::default() } else { backlog.minus(&weight) };
+        let gone = backlog.minus(&left);
+        *backlog = left;
+        // What everyone has settled need not stay in memory.
+        let low = cursors.values().map(Cursor::low).min().unwrap_or(0);
+        while tail.front().is_some_and(|record| record.sequence < low) {
+            if let Some(record) = tail.pop_front() {
+                *tail_bytes -= record.payload.len() as u64;
+            }
+        }
+        drop(state);
+        if let Some(tally) = self.tally(cursor) {
+            tally.subtract(&gone);
+        }
+        self.inner.shared.dirty.raise();
+    }
+}
