@@ -96,7 +96,7 @@ fn append(dir: &Path, payload: &Bytes, times: u64) -> Result<(), String> {
                 payload: payload.clone(),
                 guard: Arc::new(()),
             };
-            let reservation = log.reserve(record.stored_len()).map_err(|full| full.to_string())?;
+            let reservation = log.reserve(record.weight()).map_err(|full| full.to_string())?;
             pending.push(log.append(reservation, record));
         }
         left -= pending.len() as u64;
