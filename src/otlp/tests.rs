@@ -424,3 +424,31 @@ fn a_million_occurrences_of_a_oneof_are_written_as_json_without_stalling() {
     );
     assert!(started.elapsed().as_secs() < 20, "took {:?}", started.elapsed());
 }
+
+/// A log body of so many levels of key-value lists, where every value comes in two parts.
+fn in_two_parts(levels: usize, text_len: usize) -> Vec<u8> {
+    let wrap = |number, inner: &[u8]| {
+        let mut outer = Vec::new();
+        put_key(&mut outer, number, 2);
+        put_delimited(&mut outer, inner);
+        outer
+    };
+    let mut value = wrap(1, &vec![b'x'; text_len]);
+    for _ in 0..levels {
+        let pair = [vec![0x12, 0], wrap(2, &value)].concat();
+        value = wrap(6, &wrap(1, &pair));
+    }
+    [5, 2, 2, 1].into_iter().fold(value, |inner, number| wrap(number, &inner))
+}
+
+#[test]
+fn parts_of_a_single_message_merge_in_json_within_a_bound_on_copies() {
+    let mut line = Vec::new();
+    json::write_json(Signal::Logs, &in_two_parts(2, 3), &mut line).expect("writes");
+    assert_eq!(String::from_utf8_lossy(&line).matches("kvlistValue").count(), 2);
+    assert!(String::from_utf8_lossy(&line).contains(r#""stringValue":"xxx""#));
+    let crafted = in_two_parts(30, 4 << 20);
+    assert_eq!(wire::scan(Signal::Logs, &crafted).expect("valid").items, 1);
+    let error = json::write_json(Signal::Logs, &crafted, &mut line).expect_err("30 copies of 4 MiB");
+    assert!(error.to_string().contains("repeats what may stand once"), "{error}");
+}
