@@ -8,6 +8,9 @@ mod build;
 mod figures;
 mod limits;
 mod observe;
+mod running;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,15 +19,13 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Health, Phase};
-use crate::config::{LogEncoding, Plan, ShutdownPlan};
-use crate::pipeline::Drain;
-use crate::queue::Budget;
+use crate::config::{LogEncoding, Plan};
 use crate::receivers::listen::BindError;
 use crate::storage::{Options, RealDisk, Store, StoreError};
 use crate::telemetry;
+use running::Running;
 
 /// How often the embedded default says that nothing leaves this machine.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
@@ -126,25 +127,14 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let store = Arc::new(store);
     observe::log_recovery(&data_dir, &store, &report);
 
-    let drain = Drain::default();
-    let deliveries = TaskTracker::new();
-    let built = build::build(&plan, &data_dir, &store, &memory, &drain, &deliveries)?;
-    let budget = Budget::new(memory.intake_bytes);
-    figures.set(Arc::clone(&store), budget.clone(), built.subscriptions);
-    health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, &budget));
-
-    let receivers_end = CancellationToken::new();
-    let serving = TaskTracker::new();
-    for (bound, router) in receivers.into_iter().zip(built.routers) {
-        tracing::info!(grpc = ?bound.grpc_addresses(), http = ?bound.http_addresses(), "receiving");
-        serving.spawn(bound.serve(Arc::new(router), budget.clone(), receivers_end.clone()));
-    }
-    serving.close();
-    deliveries.close();
+    let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers)?;
+    let budget = &running.budget;
+    figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions));
+    health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
     health.set_phase(Phase::Running);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %data_dir.display(), "ready");
-    if !built.leaves_machine {
-        remind(built.local_paths);
+    if !running.leaves_machine {
+        remind(std::mem::take(&mut running.local_paths));
     }
 
     stop_signals.next().await;
@@ -153,38 +143,13 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
         tracing::warn!("a second signal: exiting at once; what was acknowledged is on disk");
         std::process::exit(EXIT_AT_ONCE);
     });
-    stop(&plan.shutdown, &health, &receivers_end, &serving, &drain, &deliveries).await;
+    health.set_phase(Phase::Stopping);
+    running.stop(&plan.shutdown).await;
     let closing = Arc::clone(&store);
     tokio::task::spawn_blocking(move || closing.close()).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
     Ok(())
-}
-
-async fn stop(
-    plan: &ShutdownPlan,
-    health: &Health,
-    receivers_end: &CancellationToken,
-    serving: &TaskTracker,
-    drain: &Drain,
-    deliveries: &TaskTracker,
-) {
-    let deadline = tokio::time::Instant::now() + plan.deadline;
-    health.set_phase(Phase::Stopping);
-    tracing::info!(linger_s = plan.linger.as_secs_f64(), deadline_s = plan.deadline.as_secs_f64(), "stopping");
-    tokio::time::sleep_until((tokio::time::Instant::now() + plan.linger).min(deadline)).await;
-    receivers_end.cancel();
-    if tokio::time::timeout_at(deadline, serving.wait()).await.is_err() {
-        tracing::warn!("connections are still open at the deadline; their requests were not acknowledged");
-    }
-    drain.drain.cancel();
-    if tokio::time::timeout_at(deadline, deliveries.wait()).await.is_err() {
-        tracing::warn!(
-            "the queues are not drained at the deadline; what is left is kept and sent after the next start"
-        );
-    }
-    drain.abort.cancel();
-    deliveries.wait().await;
 }
 
 /// Says every minute that the data stays here, lest somebody relies on it arriving elsewhere.

@@ -29,10 +29,14 @@ pub mod catalog;
 pub mod cursor;
 pub mod disk;
 pub mod log;
+#[cfg(test)]
+pub mod mutant;
 pub mod ranges;
 pub mod record;
 pub mod recovery;
 pub mod segment;
+#[cfg(test)]
+pub mod simulated;
 pub mod space;
 pub mod store;
 pub mod witness;
@@ -44,7 +48,7 @@ pub use log::{AppendError, Log, NewRecord};
 pub use ranges::RangeSet;
 pub use record::Record;
 pub use space::{Full, Reservation, Space};
-pub use store::{Options, Store, StoreError};
+pub use store::{OpenCatalog, Options, Store, StoreError};
 
 /// Proof that a record's bytes were synced (front door). Only the log makes one, after the sync returned Ok.
 ///
