@@ -11,7 +11,7 @@ use super::schema::{self, Kind, Message};
 use super::{Signal, json, wire};
 
 /// Small repeatable random numbers (xorshift), so that a proptest seed makes a whole message.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
     fn roll(&mut self) -> u64 {
@@ -20,12 +20,12 @@ impl Dice {
         self.0 ^= self.0 << 17;
         self.0
     }
-    fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.roll() % end
     }
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -33,17 +33,17 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_key(out: &mut Vec<u8>, number: u32, wire_type: u64) {
+pub(super) fn put_key(out: &mut Vec<u8>, number: u32, wire_type: u64) {
     put_varint(out, u64::from(number) << 3 | wire_type);
 }
 
-fn put_delimited(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_delimited(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// A message with each field there or not, lists of some length, and unknown fields in between.
-fn make(message: &'static Message, dice: &mut Dice, depth: u32) -> Vec<u8> {
+pub(super) fn make(message: &'static Message, dice: &mut Dice, depth: u32) -> Vec<u8> {
     let mut out = Vec::new();
     for field in message.fields {
         let count = if field.repeated { dice.below(3) } else { dice.below(2) };
@@ -230,7 +230,7 @@ fn agree(signal: Signal, bytes: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn signals() -> impl Strategy<Value = Signal> {
+pub(super) fn signals() -> impl Strategy<Value = Signal> {
     prop_oneof![Just(Signal::Traces), Just(Signal::Metrics), Just(Signal::Logs)]
 }
 
