@@ -8,6 +8,9 @@ mod build;
 mod figures;
 mod limits;
 mod observe;
+mod running;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,15 +19,13 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Health, Phase, control};
-use crate::config::{LogEncoding, Plan, ShutdownPlan};
-use crate::pipeline::Drain;
-use crate::queue::{Budget, Overflow};
+use crate::config::{LogEncoding, Plan};
 use crate::receivers::listen::BindError;
 use crate::storage::{Options, RealDisk, Store, StoreError};
 use crate::telemetry;
+use running::Running;
 
 /// How often the embedded default says that nothing leaves this machine.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
@@ -126,30 +127,18 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let store = Arc::new(store);
     observe::log_recovery(&data_dir, &store, &report);
 
-    let drain = Drain::default();
-    let deliveries = TaskTracker::new();
-    let built = build::build(&plan, &data_dir, &store, &memory, &drain, &deliveries)?;
-    let overflow = Overflow::start(&store, built.givers).map_err(|error| setup(&error))?;
-    let budget = Budget::new(memory.intake_bytes);
-    let retry = observe::answer_control(&built.subscriptions);
+    let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers)?;
+    let budget = &running.budget;
+    let retry = observe::answer_control(&running.subscriptions);
     if let Err(error) = control::serve(&data_dir, retry, pages_end.clone()) {
         tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` cannot reach this process");
     }
-    figures.set(Arc::clone(&store), budget.clone(), built.subscriptions);
-    health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, &budget));
-
-    let receivers_end = CancellationToken::new();
-    let serving = TaskTracker::new();
-    for (bound, router) in receivers.into_iter().zip(built.routers) {
-        tracing::info!(grpc = ?bound.grpc_addresses(), http = ?bound.http_addresses(), "receiving");
-        serving.spawn(bound.serve(Arc::new(router), budget.clone(), receivers_end.clone()));
-    }
-    serving.close();
-    deliveries.close();
+    figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions));
+    health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
     health.set_phase(Phase::Running);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %data_dir.display(), "ready");
-    if !built.leaves_machine {
-        remind(built.local_paths);
+    if !running.leaves_machine {
+        remind(std::mem::take(&mut running.local_paths));
     }
 
     stop_signals.next().await;
@@ -158,43 +147,13 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
         tracing::warn!("a second signal: exiting at once; what was acknowledged is on disk");
         std::process::exit(EXIT_AT_ONCE);
     });
-    stop(&plan.shutdown, &health, &receivers_end, &serving, &drain, &deliveries).await;
+    health.set_phase(Phase::Stopping);
+    running.stop(&plan.shutdown).await;
     let closing = Arc::clone(&store);
-    tokio::task::spawn_blocking(move || {
-        overflow.close();
-        closing.close();
-    })
-    .await
-    .map_err(|error| setup(&error))?;
+    tokio::task::spawn_blocking(move || closing.close()).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
     Ok(())
-}
-
-async fn stop(
-    plan: &ShutdownPlan,
-    health: &Health,
-    receivers_end: &CancellationToken,
-    serving: &TaskTracker,
-    drain: &Drain,
-    deliveries: &TaskTracker,
-) {
-    let deadline = tokio::time::Instant::now() + plan.deadline;
-    health.set_phase(Phase::Stopping);
-    tracing::info!(linger_s = plan.linger.as_secs_f64(), deadline_s = plan.deadline.as_secs_f64(), "stopping");
-    tokio::time::sleep_until((tokio::time::Instant::now() + plan.linger).min(deadline)).await;
-    receivers_end.cancel();
-    if tokio::time::timeout_at(deadline, serving.wait()).await.is_err() {
-        tracing::warn!("connections are still open at the deadline; their requests were not acknowledged");
-    }
-    drain.drain.cancel();
-    if tokio::time::timeout_at(deadline, deliveries.wait()).await.is_err() {
-        tracing::warn!(
-            "the queues are not drained at the deadline; what is left is kept and sent after the next start"
-        );
-    }
-    drain.abort.cancel();
-    deliveries.wait().await;
 }
 
 /// Says every minute that the data stays here, lest somebody relies on it arriving elsewhere.

@@ -3,6 +3,7 @@
 pub mod classify;
 pub mod debug;
 pub mod file;
+pub mod heavy;
 pub mod otlp_grpc;
 pub mod otlp_http;
 pub mod payload;

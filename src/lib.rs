@@ -27,7 +27,7 @@
 //! | [`exporters`] | the trait, its outcomes, and one file per destination kind |
 //! | [`queue`] | intake, leases and settling over the log; byte budgets |
 //! | [`storage`] | segment log, catalogue, witness, recovery, disk; knows no metrics |
-//! | [`otlp`] | bounded wire scan, JSON ↔ protobuf, compression |
+//! | [`otlp`] | bounded wire scan, cutting items out, JSON ↔ protobuf, compression |
 //! | [`settings`] | positioned configuration tree and its typed reader |
 //! | [`telemetry`] | counters and histograms; log set-up |
 

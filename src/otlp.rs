@@ -1,6 +1,7 @@
-//! OTLP as bytes: a bounded scan that validates without decoding, JSON both ways, compression with a limit.
+//! OTLP as bytes: a bounded scan that validates without decoding, cutting items out, JSON both ways, compression with a limit.
 
 pub mod compression;
+pub mod edit;
 pub mod json;
 mod schema;
 pub mod wire;

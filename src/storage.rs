@@ -5,6 +5,7 @@
 //!   LOCK  FORMAT  witness  admin.sock (the running process's, made by `admin`)
 //!   catalog/                      sled: segment rows, cursor rows, generation; rebuildable
 //!   queues/<queue id>/<id>.seg    the source of truth: records, synced before they are acknowledged
+//!   dlq/<id>.seg                  dead letters, their tombstones and notes; dlq/invalid/ what was malformed at the door
 //!
 //! segment                         4096-byte header page, then records, each on an 8-byte boundary
 //!   header page   magic · version · segment id · nonce · sequence floor · CRC
@@ -26,27 +27,35 @@
 
 pub mod backlog;
 pub mod catalog;
+mod clock;
 pub mod cursor;
+pub mod dead_letters;
 pub mod disk;
 pub mod log;
+#[cfg(test)]
+pub mod mutant;
 pub mod ranges;
 pub mod read_only;
 pub mod record;
 pub mod recovery;
 pub mod segment;
+#[cfg(test)]
+pub mod simulated;
 pub mod space;
 pub mod store;
 pub mod survey;
 pub mod witness;
 
 pub use backlog::{Limit, Weight};
+pub use clock::unix_now_ns;
 pub use cursor::{Cursor, StartAt};
+pub use dead_letters::DeadLetterLog;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use log::{AppendError, Log, NewRecord};
 pub use ranges::RangeSet;
 pub use record::Record;
 pub use space::{Full, Reservation, Space};
-pub use store::{Options, Store, StoreError};
+pub use store::{OpenCatalog, Options, Store, StoreError};
 
 /// Proof that a record's bytes were synced (front door). Only the log makes one, after the sync returned Ok.
 ///

@@ -137,7 +137,7 @@ fn forget(command: &Forget) -> Result<(), Failure> {
     let queues = queues.iter().map(|log| log.id().to_owned());
     for queue in queues.filter(|id| command.queue.as_ref().is_none_or(|wanted| wanted == id)) {
         let weight = match &command.exporter {
-            Some(exporter) => store.forget_cursor(&queue, exporter),
+            Some(exporter) => store.forget_cursor(&queue, exporter).map_err(|error| failed(&error))?,
             None => store.forget_queue(&queue).map_err(|error| failed(&error))?,
         };
         if let Some(weight) = weight {

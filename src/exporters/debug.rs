@@ -5,7 +5,6 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::otlp::json;
 use crate::settings::Table;
 
 use super::{Batch, BuildError, Context, Exporter, Outcome};
@@ -61,17 +60,14 @@ impl Exporter for Debug {
             match self.verbosity {
                 Verbosity::Basic => tracing::info!(exporter = %self.id, signal, items, "received"),
                 Verbosity::Normal => tracing::info!(exporter = %self.id, signal, items, bytes, "received"),
-                Verbosity::Detailed => {
-                    let mut text = Vec::new();
-                    match json::write_json(batch.signal, &batch.payload.into_bytes(), &mut text) {
-                        Ok(()) => {
-                            text.truncate(DETAIL_BYTES_MAX);
-                            let detail = String::from_utf8_lossy(&text);
-                            tracing::info!(exporter = %self.id, signal, items, bytes, %detail, "received");
-                        }
-                        Err(error) => tracing::warn!(exporter = %self.id, signal, items, %error, "received, not shown"),
+                Verbosity::Detailed => match batch.payload.into_json(batch.signal).await {
+                    Ok(mut text) => {
+                        text.truncate(DETAIL_BYTES_MAX);
+                        let detail = String::from_utf8_lossy(&text);
+                        tracing::info!(exporter = %self.id, signal, items, bytes, %detail, "received");
                     }
-                }
+                    Err(error) => tracing::warn!(exporter = %self.id, signal, items, %error, "received, not shown"),
+                },
             }
             Outcome::Delivered
         }

@@ -12,7 +12,6 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
-use crate::otlp::json;
 use crate::settings::Table;
 
 use super::{Batch, BuildError, Class, Context, Exporter, Failure, Outcome};
@@ -117,10 +116,10 @@ impl Exporter for File {
             let failed = |class, message: String| {
                 Outcome::Failed(Failure { class, status: None, retry_after: None, too_large: false, message })
             };
-            let mut line = Vec::with_capacity(batch.payload.len() * 2);
-            if let Err(error) = json::write_json(batch.signal, &batch.payload.into_bytes(), &mut line) {
-                return failed(Class::Batch, format!("a batch cannot be written as JSON: {error}"));
-            }
+            let mut line = match batch.payload.into_json(batch.signal).await {
+                Ok(line) => line,
+                Err(error) => return failed(error.class(), error.to_string()),
+            };
             line.push(b'\n');
             let (answer, answered) = oneshot::channel();
             let sender = self.sender.clone();

@@ -12,7 +12,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName, 
 use prost::Message;
 use reqwest::{Response, Url};
 
-use crate::otlp::{Encoding, Signal, json};
+use crate::otlp::{Encoding, Signal};
 use crate::settings::{Secret, Table};
 
 use super::remote::{self, Compression};
@@ -213,10 +213,8 @@ impl OtlpHttp {
         let (body, content_type) = match self.form {
             Form::Proto => (batch.payload, "application/x-protobuf"),
             Form::Json => {
-                let payload = batch.payload.into_bytes();
-                let mut text = Vec::with_capacity(payload.len() * 2);
-                json::write_json(batch.signal, &payload, &mut text)
-                    .map_err(|error| local(Class::Batch, format!("a batch cannot be written as JSON: {error}")))?;
+                let text = batch.payload.into_json(batch.signal).await;
+                let text = text.map_err(|error| local(error.class(), error.to_string()))?;
                 (Payload::from(Bytes::from(text)), "application/json")
             }
         };

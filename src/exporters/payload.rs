@@ -9,6 +9,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::otlp::{Signal, json};
+
+use super::{Class, heavy};
+
 /// Pieces, to be read as one message. Cloning shares them. As an HTTP body it has a known length.
 #[derive(Clone, Debug, Default)]
 pub struct Payload {
@@ -48,6 +52,37 @@ impl Payload {
             whole.extend_from_slice(piece);
         }
         Bytes::from(whole)
+    }
+}
+
+/// Why a batch could not be written as JSON.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    #[error("a batch cannot be written as JSON: {0}")]
+    Content(String),
+    #[error("failed to write a batch as JSON: {0}")]
+    Work(std::io::Error),
+}
+
+impl JsonError {
+    pub fn class(&self) -> Class {
+        match self {
+            JsonError::Content(_) => Class::Batch,
+            JsonError::Work(_) => Class::Retryable,
+        }
+    }
+}
+
+impl Payload {
+    /// OTLP-JSON on one line.
+    pub async fn into_json(self, signal: Signal) -> Result<Vec<u8>, JsonError> {
+        let len = self.len as u64;
+        let write = move || {
+            let mut text = Vec::with_capacity(self.len * 2);
+            json::write_json(signal, &self.into_bytes(), &mut text).map(|()| text)
+        };
+        let written = heavy::run(len, write).await.map_err(JsonError::Work)?;
+        written.map_err(|error| JsonError::Content(error.to_string()))
     }
 }
 

@@ -10,14 +10,12 @@ use prost::Message;
 use crate::otlp::{Encoding, Signal, compression};
 use crate::settings::Table;
 
-use super::{Outcome, Payload};
+use super::{Outcome, Payload, heavy};
 
 /// What `User-Agent` says.
 pub const USER_AGENT: &str = concat!("forebay/", env!("CARGO_PKG_VERSION"));
 /// Of a server's message this much is kept.
 const MESSAGE_CHARS_MAX: usize = 1024;
-/// Compressing more than this leaves the async worker.
-const INLINE_COMPRESS_BYTES_MAX: usize = 1 << 20;
 
 /// `compression` of an exporter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -77,12 +75,7 @@ pub async fn compress(encoding: Encoding, body: Payload) -> std::io::Result<Payl
     if encoding == Encoding::Identity {
         return Ok(body);
     }
-    let compress = move |body: Payload| compression::compress(encoding, &body.into_bytes());
-    let packed = if body.len() <= INLINE_COMPRESS_BYTES_MAX {
-        compress(body)
-    } else {
-        tokio::task::spawn_blocking(move || compress(body)).await.map_err(std::io::Error::other)?
-    };
+    let packed = heavy::run(body.len() as u64, move || compression::compress(encoding, &body.into_bytes())).await?;
     packed.map(Payload::from)
 }
 

@@ -27,6 +27,6 @@ pub fn to_protobuf(signal: Signal, json: &[u8]) -> Result<Bytes, JsonError> {
 
 /// Appends the request as one line of OTLP-JSON (no newline inside, none at the end).
 pub fn write_json(signal: Signal, message: &[u8], out: &mut Vec<u8>) -> Result<(), JsonError> {
-    write::message(schema::request(signal), message, out, super::wire::MAX_DEPTH)
+    write::request(schema::request(signal), message, out, super::wire::MAX_DEPTH)
         .map_err(|error| JsonError(error.to_string()))
 }

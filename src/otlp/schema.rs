@@ -63,6 +63,8 @@ pub struct Field {
     pub oneof: bool,
     /// Each occurrence is one span, data point or log record.
     pub item: bool,
+    /// A message that items lie in: resource, scope, metric.
+    pub envelope: bool,
     /// The kind's wire type, so that the scan need not ask.
     pub wire_type: WireType,
     /// A repeated `KeyValue`, which most bytes of a request are in.
@@ -83,6 +85,10 @@ impl Field {
         self.item = true;
         self
     }
+    const fn envelope(mut self) -> Field {
+        self.envelope = true;
+        self
+    }
 }
 
 const fn field(number: u32, name: &'static str, json: &'static str, kind: Kind) -> Field {
@@ -94,6 +100,7 @@ const fn field(number: u32, name: &'static str, json: &'static str, kind: Kind) 
         repeated: false,
         oneof: false,
         item: false,
+        envelope: false,
         wire_type: kind.wire_type(),
         attribute: false,
     }
@@ -267,13 +274,13 @@ static RESOURCE: Message = Message::new(
 
 static TRACES_REQUEST: Message = Message::new(
     "ExportTraceServiceRequest",
-    &[field(1, "resource_spans", "resourceSpans", Kind::Message(&RESOURCE_SPANS)).repeated()],
+    &[field(1, "resource_spans", "resourceSpans", Kind::Message(&RESOURCE_SPANS)).repeated().envelope()],
 );
 static RESOURCE_SPANS: Message = Message::new(
     "ResourceSpans",
     &[
         field(1, "resource", "resource", Kind::Message(&RESOURCE)),
-        field(2, "scope_spans", "scopeSpans", Kind::Message(&SCOPE_SPANS)).repeated(),
+        field(2, "scope_spans", "scopeSpans", Kind::Message(&SCOPE_SPANS)).repeated().envelope(),
         field(3, "schema_url", "schemaUrl", Text),
     ],
 );
@@ -340,13 +347,13 @@ static STATUS: Message =
 
 static METRICS_REQUEST: Message = Message::new(
     "ExportMetricsServiceRequest",
-    &[field(1, "resource_metrics", "resourceMetrics", Kind::Message(&RESOURCE_METRICS)).repeated()],
+    &[field(1, "resource_metrics", "resourceMetrics", Kind::Message(&RESOURCE_METRICS)).repeated().envelope()],
 );
 static RESOURCE_METRICS: Message = Message::new(
     "ResourceMetrics",
     &[
         field(1, "resource", "resource", Kind::Message(&RESOURCE)),
-        field(2, "scope_metrics", "scopeMetrics", Kind::Message(&SCOPE_METRICS)).repeated(),
+        field(2, "scope_metrics", "scopeMetrics", Kind::Message(&SCOPE_METRICS)).repeated().envelope(),
         field(3, "schema_url", "schemaUrl", Text),
     ],
 );
@@ -354,7 +361,7 @@ static SCOPE_METRICS: Message = Message::new(
     "ScopeMetrics",
     &[
         field(1, "scope", "scope", Kind::Message(&SCOPE)),
-        field(2, "metrics", "metrics", Kind::Message(&METRIC)).repeated(),
+        field(2, "metrics", "metrics", Kind::Message(&METRIC)).repeated().envelope(),
         field(3, "schema_url", "schemaUrl", Text),
     ],
 );
@@ -364,11 +371,13 @@ static METRIC: Message = Message::new(
         field(1, "name", "name", Text),
         field(2, "description", "description", Text),
         field(3, "unit", "unit", Text),
-        field(5, "gauge", "gauge", Kind::Message(&GAUGE)).oneof(),
-        field(7, "sum", "sum", Kind::Message(&SUM)).oneof(),
-        field(9, "histogram", "histogram", Kind::Message(&HISTOGRAM)).oneof(),
-        field(10, "exponential_histogram", "exponentialHistogram", Kind::Message(&EXPONENTIAL_HISTOGRAM)).oneof(),
-        field(11, "summary", "summary", Kind::Message(&SUMMARY)).oneof(),
+        field(5, "gauge", "gauge", Kind::Message(&GAUGE)).oneof().envelope(),
+        field(7, "sum", "sum", Kind::Message(&SUM)).oneof().envelope(),
+        field(9, "histogram", "histogram", Kind::Message(&HISTOGRAM)).oneof().envelope(),
+        field(10, "exponential_histogram", "exponentialHistogram", Kind::Message(&EXPONENTIAL_HISTOGRAM))
+            .oneof()
+            .envelope(),
+        field(11, "summary", "summary", Kind::Message(&SUMMARY)).oneof().envelope(),
         attributes(12, "metadata", "metadata"),
     ],
 );
@@ -476,13 +485,13 @@ static EXEMPLAR: Message = Message::new(
 
 static LOGS_REQUEST: Message = Message::new(
     "ExportLogsServiceRequest",
-    &[field(1, "resource_logs", "resourceLogs", Kind::Message(&RESOURCE_LOGS)).repeated()],
+    &[field(1, "resource_logs", "resourceLogs", Kind::Message(&RESOURCE_LOGS)).repeated().envelope()],
 );
 static RESOURCE_LOGS: Message = Message::new(
     "ResourceLogs",
     &[
         field(1, "resource", "resource", Kind::Message(&RESOURCE)),
-        field(2, "scope_logs", "scopeLogs", Kind::Message(&SCOPE_LOGS)).repeated(),
+        field(2, "scope_logs", "scopeLogs", Kind::Message(&SCOPE_LOGS)).repeated().envelope(),
         field(3, "schema_url", "schemaUrl", Text),
     ],
 );

@@ -11,7 +11,7 @@ use super::schema::{self, Kind, Message};
 use super::{Signal, json, wire};
 
 /// Small repeatable random numbers (xorshift), so that a proptest seed makes a whole message.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
     fn roll(&mut self) -> u64 {
@@ -20,12 +20,12 @@ impl Dice {
         self.0 ^= self.0 << 17;
         self.0
     }
-    fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.roll() % end
     }
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -33,17 +33,17 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_key(out: &mut Vec<u8>, number: u32, wire_type: u64) {
+pub(super) fn put_key(out: &mut Vec<u8>, number: u32, wire_type: u64) {
     put_varint(out, u64::from(number) << 3 | wire_type);
 }
 
-fn put_delimited(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_delimited(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// A message with each field there or not, lists of some length, and unknown fields in between.
-fn make(message: &'static Message, dice: &mut Dice, depth: u32) -> Vec<u8> {
+pub(super) fn make(message: &'static Message, dice: &mut Dice, depth: u32) -> Vec<u8> {
     let mut out = Vec::new();
     for field in message.fields {
         let count = if field.repeated { dice.below(3) } else { dice.below(2) };
@@ -230,7 +230,7 @@ fn agree(signal: Signal, bytes: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn signals() -> impl Strategy<Value = Signal> {
+pub(super) fn signals() -> impl Strategy<Value = Signal> {
     prop_oneof![Just(Signal::Traces), Just(Signal::Metrics), Just(Signal::Logs)]
 }
 
@@ -423,4 +423,32 @@ fn a_million_occurrences_of_a_oneof_are_written_as_json_without_stalling() {
         r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"intValue":"7"}}]}]}]}"#
     );
     assert!(started.elapsed().as_secs() < 20, "took {:?}", started.elapsed());
+}
+
+/// A log body of so many levels of key-value lists, where every value comes in two parts.
+fn in_two_parts(levels: usize, text_len: usize) -> Vec<u8> {
+    let wrap = |number, inner: &[u8]| {
+        let mut outer = Vec::new();
+        put_key(&mut outer, number, 2);
+        put_delimited(&mut outer, inner);
+        outer
+    };
+    let mut value = wrap(1, &vec![b'x'; text_len]);
+    for _ in 0..levels {
+        let pair = [vec![0x12, 0], wrap(2, &value)].concat();
+        value = wrap(6, &wrap(1, &pair));
+    }
+    [5, 2, 2, 1].into_iter().fold(value, |inner, number| wrap(number, &inner))
+}
+
+#[test]
+fn parts_of_a_single_message_merge_in_json_within_a_bound_on_copies() {
+    let mut line = Vec::new();
+    json::write_json(Signal::Logs, &in_two_parts(2, 3), &mut line).expect("writes");
+    assert_eq!(String::from_utf8_lossy(&line).matches("kvlistValue").count(), 2);
+    assert!(String::from_utf8_lossy(&line).contains(r#""stringValue":"xxx""#));
+    let crafted = in_two_parts(30, 4 << 20);
+    assert_eq!(wire::scan(Signal::Logs, &crafted).expect("valid").items, 1);
+    let error = json::write_json(Signal::Logs, &crafted, &mut line).expect_err("30 copies of 4 MiB");
+    assert!(error.to_string().contains("repeats what may stand once"), "{error}");
 }

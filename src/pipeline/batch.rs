@@ -2,14 +2,11 @@
 
 use bytes::Bytes;
 
-use crate::exporters::{Batch, Payload};
+use crate::exporters::{Batch, Payload, heavy};
 use crate::otlp::compression::{self, InflateError};
 use crate::otlp::{Encoding, Signal};
 use crate::queue::metadata;
 use crate::storage::Record;
-
-/// Above this much inflating the work leaves the async worker.
-const INLINE_INFLATE_BYTES_MAX: u64 = 1 << 20;
 
 /// A record that passed its check and still cannot be read: a bug, or another version's encoding.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +15,8 @@ pub enum BuildError {
     Inflate { sequence: u64, cause: InflateError },
     #[error("record {sequence} has an encoding of another version ({encoding})")]
     Encoding { sequence: u64, encoding: u8 },
-    #[error("the task that inflates records ended early")]
-    Cancelled,
+    #[error("failed to inflate records: {0}")]
+    Worker(std::io::Error),
 }
 
 /// Builds the request for `records` (at least one, all of one signal and with the same metadata).
@@ -31,12 +28,8 @@ pub async fn build(signal: Signal, records: &[Record]) -> Result<Batch, BuildErr
         .filter(|record| record.encoding != Encoding::Identity as u8)
         .map(|record| u64::from(record.raw_len))
         .sum();
-    let payload = if compressed <= INLINE_INFLATE_BYTES_MAX {
-        merge(records)?
-    } else {
-        let records = records.to_vec();
-        tokio::task::spawn_blocking(move || merge(&records)).await.map_err(|_| BuildError::Cancelled)??
-    };
+    let records = records.to_vec();
+    let payload = heavy::run(compressed, move || merge(&records)).await.map_err(BuildError::Worker)??;
     Ok(Batch { signal, items, payload, metadata })
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::storage::log::Signal;
 use crate::storage::{Store, Weight};
 
 use super::Subscription;
@@ -31,7 +32,7 @@ pub struct Giver {
 
 /// The thread that makes room; ended by [`Overflow::close`].
 pub struct Overflow {
-    store: Arc<Store>,
+    pressure: Arc<Signal>,
     stopping: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -56,12 +57,12 @@ impl Overflow {
             };
             Some(std::thread::Builder::new().name("queue-overflow".to_owned()).spawn(work)?)
         };
-        Ok(Overflow { store: Arc::clone(store), stopping, thread: Mutex::new(thread) })
+        Ok(Overflow { pressure: Arc::clone(store.pressure()), stopping, thread: Mutex::new(thread) })
     }
 
     pub fn close(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.store.pressure().raise();
+        self.pressure.raise();
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {

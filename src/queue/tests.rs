@@ -6,6 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+mod model;
+mod power_cuts;
+mod rig;
+mod sights;
+
 use super::*;
 use crate::settings::Sizer;
 use crate::storage::log::Observer;

@@ -5,9 +5,12 @@ mod sled;
 
 pub use self::sled::SledCatalog;
 
+use std::ops::Range;
+
 use prost::Message;
 
 use super::cursor::{Cursor, PERSISTED_RANGES_MAX};
+use super::ranges::RangeSet;
 
 /// Rows stay in sled's inline size: larger values become blob files that sled never syncs.
 pub const ROW_LEN_MAX: usize = 4096;
@@ -53,6 +56,24 @@ pub struct QueueRow {
     pub next_segment_id: u64,
     #[prost(uint64, tag = "3")]
     pub durable_end: u64,
+    /// Sequences below the durable end that are known to be missing, left behind by a torn group or reported as lost:
+    /// start, end, and so on.
+    #[prost(uint64, repeated, tag = "4")]
+    pub holes: Vec<u64>,
+}
+
+/// Holes that a row remembers, the newest; forgetting one can only cost a false report of loss.
+const HOLES_MAX: usize = 64;
+
+impl QueueRow {
+    pub fn set_holes(&mut self, holes: &RangeSet) {
+        let newest = holes.iter().skip(holes.len().saturating_sub(HOLES_MAX));
+        self.holes = newest.flat_map(|hole| [hole.start, hole.end]).collect();
+    }
+
+    pub fn holes(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.holes.chunks_exact(2).map(|pair| pair[0]..pair[1])
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -73,6 +94,9 @@ pub struct SegmentRow {
     pub sequence_floor: u64,
     #[prost(uint64, tag = "8")]
     pub items: u64,
+    /// Behind the sequence published before the first record; 0 when there was none.
+    #[prost(uint64, tag = "9")]
+    pub previous_end: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -86,10 +86,22 @@ pub struct Shared {
     /// Recent records kept in memory for the exporters.
     pub tail_bytes_max: u64,
     pub sync_interval_min: Duration,
+    pub drive: Drive,
     /// Set when a checkpoint has something to write.
     pub dirty: Arc<Signal>,
     /// Raised when there is no room, or soon will be none, for who can make some.
     pub pressure: Arc<Signal>,
+}
+
+/// Who does the work of the writer, its helper and the keeper.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drive {
+    /// Threads of their own.
+    #[default]
+    Threads,
+    /// Whoever calls [`Log::write_pending`], [`Log::prepare`] and the store's checkpoint: the same steps in an order that
+    /// can be repeated.
+    Caller,
 }
 
 /// A flag that a thread can wait for.
@@ -143,6 +155,8 @@ pub(super) struct Segment {
     /// End of the last durable record.
     pub valid_end: u64,
     pub first: u64,
+    /// Behind the sequence published before `first`.
+    pub previous_end: u64,
     /// Last durable sequence; meaningful when `records` > 0.
     pub last: u64,
     pub records: u64,
@@ -162,6 +176,8 @@ pub(super) struct State {
     pub durable_end: u64,
     /// The last sequence written, for the next record's `previous`.
     pub previous: u64,
+    /// Sequences known to be missing since a restart: left behind by a torn group, or reported as lost.
+    pub holes: RangeSet,
     pub tail: VecDeque<Record>,
     pub tail_bytes: u64,
     pub cursors: BTreeMap<String, Cursor>,
@@ -226,6 +242,7 @@ pub(super) struct Recovered {
     pub next_sequence: u64,
     pub next_segment_id: u64,
     pub previous: u64,
+    pub holes: RangeSet,
     pub cursors: BTreeMap<String, Cursor>,
     pub backlogs: BTreeMap<String, Weight>,
 }
@@ -265,6 +282,7 @@ impl Log {
                 next_segment_id: recovered.next_segment_id,
                 durable_end,
                 previous: recovered.previous,
+                holes: recovered.holes,
                 tail: VecDeque::new(),
                 tail_bytes: 0,
                 cursors: recovered.cursors,
@@ -287,10 +305,13 @@ impl Log {
         let spawn = |name: &str, work: fn(&Inner), inner: Arc<Inner>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&inner))
         };
-        let threads = vec![
-            spawn("log-writer", writer::run, Arc::clone(&inner))?,
-            spawn("log-prepare", prepare::run, Arc::clone(&inner))?,
-        ];
+        let threads = match inner.shared.drive {
+            Drive::Threads => vec![
+                spawn("log-writer", writer::run, Arc::clone(&inner))?,
+                spawn("log-prepare", prepare::run, Arc::clone(&inner))?,
+            ],
+            Drive::Caller => Vec::new(),
+        };
         Ok(Log { inner, threads: Mutex::new(threads) })
     }
 
@@ -369,6 +390,27 @@ impl Log {
         receiver
     }
 
+    /// One step of the writer: writes and answers one group of what is pending. For [`Drive::Caller`].
+    pub fn write_pending(&self) {
+        let group = writer::take_group(&mut self.inner.inbox.lock());
+        writer::step(&self.inner, group, &mut writer::Pace::default());
+    }
+
+    /// One step of the helper: makes a segment ahead if one is wanted and has room. For [`Drive::Caller`].
+    pub fn prepare(&self) {
+        prepare::step(&self.inner);
+    }
+
+    /// What the writer does when nothing came for long. For [`Drive::Caller`].
+    pub fn rest(&self) {
+        writer::rest(&self.inner);
+    }
+
+    #[cfg(test)]
+    pub fn has_spare(&self) -> bool {
+        self.inner.state.lock().spare.is_some()
+    }
+
     /// The receipt for a request with nothing to store.
     pub fn durable_for_nothing() -> Durable {
         Durable { _sealed: () }
@@ -443,6 +485,13 @@ impl Log {
         self.inner.inbox.lock().closed = true;
         self.inner.inbox_ready.notify_all();
         self.inner.prepare_wanted.raise();
+        if self.inner.shared.drive == Drive::Caller {
+            while !self.inner.inbox.lock().pending.is_empty() {
+                self.write_pending();
+            }
+            writer::end(&self.inner);
+            prepare::end(&self.inner);
+        }
         for thread in self.threads.lock().drain(..) {
             if thread.join().is_err() {
                 tracing::error!(queue = %self.inner.id, "a storage thread panicked");
@@ -453,6 +502,9 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.close();
+        // Without threads nothing outlives the caller, who closes when that is meant.
+        if self.inner.shared.drive == Drive::Threads {
+            self.close();
+        }
     }
 }

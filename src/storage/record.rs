@@ -16,6 +16,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::backlog::Weight;
+#[cfg(test)]
+use super::mutant::{self, Mutant};
 
 pub const HEADER_LEN: usize = 72;
 pub const TRAILER_LEN: usize = 4;
@@ -90,6 +92,8 @@ impl Header {
         let bytes: &[u8; HEADER_LEN] = bytes.get(..HEADER_LEN)?.try_into().ok()?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        #[cfg(test)]
+        let segment_id = if mutant::is_on(Mutant::StaleRecord) { u64_at(8) } else { segment_id };
         if bytes[0..4] != MAGIC || u64_at(8) != segment_id || u32_at(4) != crc32c::crc32c_append(seed.0, &bytes[8..]) {
             return None;
         }

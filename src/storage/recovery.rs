@@ -1,6 +1,9 @@
 //! Opening one queue's directory: what is there, what is whole, what is lost.
 
+mod loss;
+
 use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,11 +12,16 @@ use super::catalog::{QueueContents, SegmentRow};
 use super::cursor::Cursor;
 use super::disk::{Disk, DiskFile};
 use super::log::{Lost, Recovered, Segment, SegmentState, backlog};
+#[cfg(test)]
+use super::mutant::{self, Mutant};
 use super::ranges::RangeSet;
 use super::record::{NO_PREVIOUS, end_after};
 use super::segment::{self, HEADER_PAGE_LEN, HeaderPage, Identity, Located, ScanResult};
 use super::store::StoreError;
 use super::witness::QueueAccount;
+use loss::LossFinder;
+
+const REWRITE_CHUNK_BYTES: u64 = 1 << 20;
 
 /// What recovery of one queue found worth telling.
 #[derive(Debug, Default)]
@@ -32,7 +40,7 @@ pub struct QueueReport {
     pub cursors_beyond_end: Vec<String>,
 }
 
-struct Found {
+pub(super) struct Found {
     segment: Segment,
     /// Records, when the segment was scanned.
     scan: Option<ScanResult>,
@@ -50,8 +58,9 @@ pub(super) fn recover(
     for (name, row) in account.iter().flat_map(|account| &account.cursors) {
         cursors.entry(name.clone()).or_default().merge(&row.cursor());
     }
-    let witness_row = account.and_then(|account| account.row).unwrap_or_default();
+    let witness_row = account.and_then(|account| account.row.clone()).unwrap_or_default();
     let mut next_segment_id = known.row.next_segment_id.max(witness_row.next_segment_id);
+    // Every record below was acknowledged, or its number never used.
     let mut durable_end = known.row.durable_end.max(witness_row.durable_end);
     let mut next_sequence = known.row.next_sequence.max(witness_row.next_sequence).max(durable_end);
 
@@ -75,31 +84,37 @@ pub(super) fn recover(
     }
 
     for Found { segment, scan } in found.values() {
-        if segment.records > 0 {
-            durable_end = durable_end.max(segment.first);
+        // The catalogue vouches only for what was published; of a scanned segment the first records found may be what is
+        // left of a torn group.
+        if scan.is_none() {
+            durable_end = durable_end.max(segment.last + 1);
         }
         for located in scan.iter().flat_map(|scan| &scan.records) {
             durable_end = durable_end.max(located.header.durable_end);
         }
     }
-    let mut losses = LossFinder { last: None, lost: Vec::new(), durable_end };
+    let rows = [&known.row, &witness_row];
+    let mut holes: RangeSet = rows.iter().flat_map(|row| row.holes()).collect();
+    let mut losses = LossFinder::new(durable_end, holes.clone());
     for (id, row) in &known.segments {
         if !found.contains_key(id) {
             losses.missing_segment(row);
         }
     }
-    for found in found.values() {
-        losses.pass(found);
-    }
     let last_found = found.values().filter(|found| found.segment.records > 0).map(|found| found.segment.last).max();
-    losses.end(last_found, found.keys().next_back().copied());
-    report.lost = losses.lost;
+    let recorded_end = rows.iter().map(|row| row.durable_end).max().unwrap_or(0);
+    let findings = losses.find(&found, recorded_end);
+    report.lost.extend(findings.lost);
     // What everyone had settled already is no loss: its segment was on its way out.
     report.lost.retain(|lost| {
         lost.sequences.is_empty()
             || cursors.is_empty()
             || !cursors.values().all(|c| c.has_settled(lost.sequences.clone()))
     });
+    // What is reported now is not reported again.
+    for missing in findings.torn.iter().chain(report.lost.iter().map(|lost| lost.sequences.clone())) {
+        holes.insert(missing);
+    }
     for cursor in cursors.values_mut() {
         for lost in &report.lost {
             cursor.settle(lost.sequences.clone());
@@ -114,11 +129,17 @@ pub(super) fn recover(
             disk.remove(&path).map_err(StoreError::io("remove", &path))?;
             continue;
         }
-        if scan.is_some() && segment.allocated_bytes > segment.valid_end {
-            report.torn_tail_bytes += segment.allocated_bytes - segment.valid_end;
-            segment.file.set_len(segment.valid_end).map_err(StoreError::io("truncate the torn tail of", &path))?;
+        if let Some(scan) = &scan {
+            if segment.allocated_bytes > segment.valid_end {
+                report.torn_tail_bytes += segment.allocated_bytes - segment.valid_end;
+                segment.file.set_len(segment.valid_end).map_err(StoreError::io("truncate the torn tail of", &path))?;
+                segment.allocated_bytes = segment.valid_end;
+            }
+            let is_unsure = |sequence| sequence >= durable_end || findings.stray.contains(sequence);
+            let first = scan.records.iter().find(|located| is_unsure(located.header.sequence));
+            let unsure = first.map_or(segment.valid_end, |located| located.offset)..segment.valid_end;
+            rewrite(segment.file.as_ref(), unsure).map_err(StoreError::io("secure the tail of", &path))?;
             segment.file.sync_data().map_err(StoreError::io("sync", &path))?;
-            segment.allocated_bytes = segment.valid_end;
         }
         next_sequence = next_sequence.max(segment.last + 1);
         report.records += segment.records;
@@ -136,8 +157,12 @@ pub(super) fn recover(
     let previous_end = last_found.map_or(durable_end, |last| durable_end.max(last + 1));
     let previous = previous_end.checked_sub(1).unwrap_or(NO_PREVIOUS);
     debug_assert!(end_after(previous) <= next_sequence);
+    #[cfg(test)]
+    if mutant::is_on(Mutant::ReusedSequence) {
+        next_sequence = last_found.map_or(0, |last| last + 1);
+    }
     let backlogs = backlog::count(&segments, &cursors);
-    Ok((Recovered { segments, next_sequence, next_segment_id, previous, cursors, backlogs }, report))
+    Ok((Recovered { segments, next_sequence, next_segment_id, previous, holes, cursors, backlogs }, report))
 }
 
 /// Opens and, where the catalogue does not vouch for it, scans one file. None: it was set aside or is worthless.
@@ -196,6 +221,27 @@ fn open_segment(
     Ok(Some(Found { segment, scan: Some(scan) }))
 }
 
+/// Writes a stretch of a file over itself, to be synced. What a dead process left in the page cache may be clean there
+/// and missing on the disk: a sync that failed leaves it so, and no later sync would write it.
+fn rewrite(file: &dyn DiskFile, stretch: Range<u64>) -> io::Result<()> {
+    let mut at = stretch.start;
+    let mut chunk = vec![0; (stretch.end - stretch.start).min(REWRITE_CHUNK_BYTES) as usize];
+    while at < stretch.end {
+        chunk.truncate((stretch.end - at) as usize);
+        let read = file.read_at(&mut chunk, at)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match file.write_all_at(&mut [IoSlice::new(&chunk[..read])], at) {
+            // Of what is not acknowledged nothing is promised; a full disk must not stop the start.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(()),
+            written => written?,
+        }
+        at += read as u64;
+    }
+    Ok(())
+}
+
 fn quarantine(disk: &Arc<dyn Disk>, path: &Path, report: &mut QueueReport) -> Result<(), StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".damaged");
@@ -213,6 +259,7 @@ fn sealed_from_row(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes:
         allocated_bytes,
         valid_end: row.valid_end,
         first: row.first_sequence,
+        previous_end: row.previous_end,
         last: row.last_sequence,
         records: row.records,
         items: row.items,
@@ -234,6 +281,7 @@ fn sealed_from_scan(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes
         allocated_bytes,
         valid_end: scan.valid_end,
         first: sequence(scan.records.first()),
+        previous_end: scan.records.first().map_or(0, |located| end_after(located.header.previous)),
         last: sequence(scan.records.last()),
         records: scan.records.len() as u64,
         items: scan.records.iter().map(|located| u64::from(located.header.items)).sum(),
@@ -242,80 +290,10 @@ fn sealed_from_scan(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes
     }
 }
 
-/// Follows each record's `previous` and notes what is missing below the durable end.
-struct LossFinder {
-    last: Option<u64>,
-    lost: Vec<Lost>,
-    durable_end: u64,
-}
-
-impl LossFinder {
-    fn pass(&mut self, found: &Found) {
-        let segment = &found.segment;
-        let Some(scan) = &found.scan else {
-            self.last = Some(segment.last);
-            return;
-        };
-        for located in &scan.records {
-            let header = &located.header;
-            if let Some(last) = self.last
-                && header.previous != NO_PREVIOUS
-                && header.previous > last
-            {
-                let gap = scan.gaps.iter().rfind(|gap| gap.offset < located.offset);
-                let (offset, bytes) = gap.map_or((located.offset, 0), |gap| (gap.offset, gap.len));
-                self.note(segment.identity.id, offset, bytes, last + 1..header.previous + 1);
-            }
-            self.last = Some(header.sequence);
-        }
-        for (offset, reason) in &scan.unreadable {
-            self.lost.push(Lost {
-                segment_id: segment.identity.id,
-                offset: *offset,
-                bytes: segment.allocated_bytes.saturating_sub(*offset),
-                sequences: 0..0,
-                reason: format!("the disk could not read it: {reason}"),
-            });
-        }
-    }
-
-    /// The catalogue knows a segment whose file is gone.
-    fn missing_segment(&mut self, row: &SegmentRow) {
-        self.lost.push(Lost {
-            segment_id: row.id,
-            offset: 0,
-            bytes: row.valid_end,
-            sequences: row.first_sequence..row.last_sequence + 1,
-            reason: "the segment file is missing".to_owned(),
-        });
-    }
-
-    fn end(&mut self, last_found: Option<u64>, last_segment: Option<u64>) {
-        if let (Some(last), Some(segment_id)) = (last_found, last_segment) {
-            self.note(segment_id, 0, 0, last + 1..self.durable_end);
-        }
-    }
-
-    fn note(&mut self, segment_id: u64, offset: u64, bytes: u64, sequences: Range<u64>) {
-        // At and above the durable end nothing was acknowledged: a torn tail, no loss.
-        let sequences = sequences.start..sequences.end.min(self.durable_end);
-        let known = self.lost.iter().any(|lost| {
-            lost.sequences.start <= sequences.start && lost.sequences.end >= sequences.end && !lost.sequences.is_empty()
-        });
-        if !sequences.is_empty() && !known {
-            self.lost.push(Lost {
-                segment_id,
-                offset,
-                bytes,
-                sequences,
-                reason: "records failed their check".to_owned(),
-            });
-        }
-    }
-}
-
 /// A cursor for an exporter that was never seen: at the end only when the catalogue is known to be intact.
 pub(super) fn birth_of_cursor(start: super::StartAt, intact: bool, oldest: u64, durable_end: u64) -> Cursor {
+    #[cfg(test)]
+    let intact = intact || mutant::is_on(Mutant::CursorBornAtEnd);
     match start {
         super::StartAt::End if intact => Cursor::at(durable_end),
         _ => Cursor::at(oldest),

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::disk::DiskFile;
+#[cfg(test)]
+use super::mutant::{self, Mutant};
 use super::record::{self, ALIGN, HEADER_LEN, Header, NonceSeed, PAYLOAD_LEN_MAX, Record};
 
 /// The header has a page of its own; records start behind it.
@@ -103,8 +105,6 @@ pub struct ScanResult {
     pub gaps: Vec<Gap>,
     /// End of the last whole record.
     pub valid_end: u64,
-    /// A read failed here with EIO or the like; not taken for a bad checksum.
-    pub unreadable: Vec<(u64, String)>,
 }
 
 /// Reads a file in chunks, keeping one chunk in memory.
@@ -213,8 +213,10 @@ impl Scanner {
         }
         let head = self.window.get(offset, HEADER_LEN)?;
         let Some(header) = Header::decode(&head, self.identity.id, self.seed) else { return Ok(None) };
-        let rises = self.last_sequence.is_none_or(|last| header.sequence > last)
-            && header.sequence >= self.identity.sequence_floor;
+        let floor = self.identity.sequence_floor;
+        #[cfg(test)]
+        let floor = if mutant::is_on(Mutant::StaleRecord) { 0 } else { floor };
+        let rises = self.last_sequence.is_none_or(|last| header.sequence > last) && header.sequence >= floor;
         let len = header.record_len();
         if !rises || u64::from(header.stored_len) > PAYLOAD_LEN_MAX || offset + len > self.end {
             return Ok(None);
@@ -225,23 +227,20 @@ impl Scanner {
     }
 }
 
-/// Scans the whole segment without keeping payloads.
+/// Scans the whole segment without keeping payloads. A read that fails is an error, not damage: nobody knows what is
+/// there.
 pub fn scan_all(file: &Arc<dyn DiskFile>, identity: Identity) -> io::Result<ScanResult> {
     let end = file.size()?;
     let mut scanner = Scanner::new(Arc::clone(file), identity, HEADER_PAGE_LEN, end);
     let mut result = ScanResult { valid_end: HEADER_PAGE_LEN, ..ScanResult::default() };
     loop {
-        match scanner.step() {
-            Ok(Step::Record(located, _)) => {
+        match scanner.step()? {
+            Step::Record(located, _) => {
                 result.valid_end = scanner.offset();
                 result.records.push(located);
             }
-            Ok(Step::Gap(gap)) => result.gaps.push(gap),
-            Ok(Step::End) => return Ok(result),
-            Err(error) => {
-                result.unreadable.push((scanner.offset(), error.to_string()));
-                return Ok(result);
-            }
+            Step::Gap(gap) => result.gaps.push(gap),
+            Step::End => return Ok(result),
         }
     }
 }

@@ -92,6 +92,11 @@ impl Space {
         if allocated_bytes.saturating_add(bytes) > self.max_bytes {
             return Err(Full::Cap { allocated_bytes, max_bytes: self.max_bytes, holder: holder() });
         }
+        self.check_floor(bytes)
+    }
+
+    /// The same for what has a cap of its own: only the file system's free space counts.
+    pub fn check_floor(&self, bytes: u64) -> Result<(), Full> {
         let available_bytes = self.available_bytes();
         if available_bytes < self.floor_bytes.saturating_add(bytes) {
             return Err(Full::FileSystem {

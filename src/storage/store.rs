@@ -19,7 +19,7 @@ use super::catalog::{
 };
 use super::cursor::{PERSISTED_RANGES_MAX, StartAt};
 use super::disk::Disk;
-use super::log::{Log, Observer, QueueSnapshot, Shared, Signal};
+use super::log::{Drive, Log, Observer, QueueSnapshot, Shared, Signal};
 use super::recovery::{self, QueueReport};
 use super::space::Space;
 use super::witness::{Account, QueueAccount, Witness};
@@ -28,6 +28,12 @@ use super::witness::{Account, QueueAccount, Witness};
 const FORMAT: &str = "forebay data directory, format 1\n";
 /// Queues of one process; each costs two threads and a few files.
 const QUEUES_MAX: usize = 64;
+const CANNOT_SYNC: [io::ErrorKind; 4] = [
+    io::ErrorKind::PermissionDenied,
+    io::ErrorKind::ReadOnlyFilesystem,
+    io::ErrorKind::InvalidInput,
+    io::ErrorKind::Unsupported,
+];
 /// A catalogue that failed is opened again no sooner than this.
 const CATALOG_RETRY: Duration = Duration::from_secs(5);
 
@@ -94,7 +100,7 @@ pub struct OpenReport {
     pub generation: u64,
 }
 
-type OpenCatalog = Box<dyn Fn(&Path) -> Result<Box<dyn Catalog>, CatalogError> + Send>;
+pub type OpenCatalog = Box<dyn Fn(&Path) -> Result<Box<dyn Catalog>, CatalogError> + Send>;
 
 struct Keeper {
     dir: PathBuf,
@@ -130,7 +136,7 @@ impl Store {
     ) -> Result<(Store, OpenReport), StoreError> {
         let open_catalog: OpenCatalog =
             Box::new(|path| SledCatalog::open(path).map(|catalog| Box::new(catalog) as Box<dyn Catalog>));
-        Store::open_with(disk, dir, options, observer, open_catalog)
+        Store::open_with(disk, dir, options, observer, open_catalog, Drive::Threads)
     }
 
     pub fn open_with(
@@ -139,6 +145,7 @@ impl Store {
         options: &Options,
         observer: Arc<dyn Observer>,
         open_catalog: OpenCatalog,
+        drive: Drive,
     ) -> Result<(Store, OpenReport), StoreError> {
         create_dirs(disk.as_ref(), dir)?;
         check_format(disk.as_ref(), dir)?;
@@ -186,6 +193,7 @@ impl Store {
             sync_interval_min: options
                 .syncs_per_second_max
                 .map_or(Duration::ZERO, |n| Duration::from_secs(1) / n.max(1)),
+            drive,
             dirty: Arc::default(),
             pressure: Arc::default(),
         };
@@ -222,7 +230,7 @@ impl Store {
             .queues
             .iter()
             .map(|(name, queue)| {
-                let row = queue.row;
+                let row = queue.row.clone();
                 (name.clone(), QueueContents { row, cursors: queue.cursors.clone(), segments: BTreeMap::new() })
             })
             .collect();
@@ -232,8 +240,11 @@ impl Store {
             let report_of_queue = store.open_queue(&name, trusted.get(&name).unwrap_or(&nothing), account)?;
             report.queues.insert(name, report_of_queue);
         }
-        store.checkpoint();
-        store.start_keeper(options.checkpoint_interval)?;
+        // A failure was reported; a checkpoint comes with the next change.
+        let _ = store.checkpoint();
+        if drive == Drive::Threads {
+            store.start_keeper(options.checkpoint_interval)?;
+        }
         Ok((store, report))
     }
 
@@ -284,7 +295,7 @@ impl Store {
         if is_new {
             // Before the first record: after a crash a cursor that nobody wrote down would be born again, at an end
             // behind records that were acknowledged.
-            self.checkpoint();
+            self.checkpoint().map_err(StoreError::io("write down the new cursors in", &self.dir))?;
         }
         Ok(log)
     }
@@ -317,7 +328,8 @@ impl Store {
                 if stopping.load(Ordering::Acquire) {
                     return;
                 }
-                keeper.lock().checkpoint(&logs.lock().clone(), observer.as_ref());
+                // A failure was reported; whatever changes next raises the flag again.
+                let _ = keeper.lock().checkpoint(&logs.lock().clone(), observer.as_ref());
                 std::thread::sleep(interval);
             }
         };
@@ -329,9 +341,10 @@ impl Store {
         Ok(())
     }
 
-    /// Writes down now what the keeper would write down soon.
-    pub fn checkpoint(&self) {
-        self.keeper.lock().checkpoint(&self.logs.lock().clone(), self.shared.observer.as_ref());
+    /// Writes down now what the keeper would write down soon. Fails when the witness could not be written: then nothing
+    /// new is durable for certain, and nothing was reclaimed.
+    pub fn checkpoint(&self) -> io::Result<()> {
+        self.keeper.lock().checkpoint(&self.logs.lock().clone(), self.shared.observer.as_ref())
     }
 
     /// Answers what is pending, checkpoints and ends all threads.
@@ -346,7 +359,8 @@ impl Store {
         {
             tracing::error!("the keeper thread of the storage panicked");
         }
-        self.checkpoint();
+        // A failure was reported, and costs redelivery only.
+        let _ = self.checkpoint();
     }
 }
 
@@ -360,7 +374,7 @@ impl Drop for Store {
 
 impl Keeper {
     /// Catalogue, then witness, and only then the segments that nobody needs any more.
-    fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) {
+    fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) -> io::Result<()> {
         self.meta.checkpoint += 1;
         let snapshots: BTreeMap<&String, QueueSnapshot> =
             logs.iter().map(|(name, log)| (name, log.snapshot())).collect();
@@ -370,18 +384,24 @@ impl Keeper {
             self.catalog = None;
             self.catalog_failed_at = Some(Instant::now());
         }
-        if let Err(error) = self.witness.write(&account(self.meta, &snapshots)) {
-            observer.failed("", "write the witness of", &error);
-            return;
-        }
-        for (name, snapshot) in snapshots {
+        let written = match self.witness.write(account(self.meta, &snapshots)) {
+            Ok(written) => written,
+            Err(error) => {
+                observer.failed("", "write the witness of", &error);
+                return Err(error);
+            }
+        };
+        for (name, account) in &written.queues {
             let Some(log) = logs.get(name) else { continue };
-            match log.reclaim(&snapshot) {
+            // As written down: memory may know of more settled ranges than a row holds.
+            let cursors = account.cursors.iter().map(|(name, row)| (name.clone(), row.cursor())).collect();
+            match log.reclaim(&cursors) {
                 // Its rows go with the next checkpoint.
                 Ok(_) => {}
                 Err(error) => observer.failed(name, "reclaim a segment of", &error),
             }
         }
+        Ok(())
     }
 
     fn write_catalog(&mut self, snapshots: &BTreeMap<&String, QueueSnapshot>) -> Result<(), CatalogError> {
@@ -433,7 +453,7 @@ fn account(meta: MetaRow, snapshots: &BTreeMap<&String, QueueSnapshot>) -> Accou
                 .iter()
                 .map(|(name, cursor)| (name.clone(), CursorRow::new(cursor, PERSISTED_RANGES_MAX)))
                 .collect();
-            ((*queue).clone(), QueueAccount { row: Some(snapshot.row), cursors })
+            ((*queue).clone(), QueueAccount { row: Some(snapshot.row.clone()), cursors })
         })
         .collect();
     Account { meta: Some(meta), queues }
@@ -468,6 +488,8 @@ fn open_or_rebuild(
 
 fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     let mut missing = Vec::new();
+    // One that is there may have been made by a process that died before it synced it.
+    let mut unsure = dir.parent().into_iter().collect::<Vec<_>>();
     for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
         match disk.list(ancestor) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
@@ -477,8 +499,13 @@ fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     }
     for path in missing.into_iter().rev() {
         disk.create_dir(path).map_err(StoreError::io("create the data directory", path))?;
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            disk.sync_dir(parent).map_err(StoreError::io("sync", parent))?;
+        unsure.extend(path.parent());
+    }
+    for parent in unsure.into_iter().filter(|parent| !parent.as_os_str().is_empty()) {
+        match disk.sync_dir(parent) {
+            // What is above a mount point may not be ours to open, nor able to sync.
+            Err(error) if CANNOT_SYNC.contains(&error.kind()) => {}
+            synced => synced.map_err(StoreError::io("sync", parent))?,
         }
     }
     Ok(())

@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::catalog;
+use super::catalog::{self, QueueRow};
 use super::cursor::Cursor;
 use super::disk::Disk;
+use super::ranges::RangeSet;
 use super::read_only::{self, ReadOnlyDisk};
 use super::store::StoreError;
 use super::witness::{self, Account};
@@ -131,10 +132,10 @@ pub fn survey(dir: &Path, depth: Depth) -> Result<Survey, StoreError> {
         for (exporter, cursor) in cursors_of(later.as_ref(), name) {
             cursors.entry(exporter).or_default().merge(&cursor);
         }
-        let durable_end =
-            account.as_ref().and_then(|account| account.queues.get(name)?.row).map_or(0, |row| row.durable_end);
-        queue.note_missing(&cursors, durable_end);
-        let row = later.as_ref().and_then(|account| account.queues.get(name)?.row).unwrap_or_default();
+        let (before, row) = (row_of(account.as_ref(), name), row_of(later.as_ref(), name));
+        let mut holes = RangeSet::new();
+        before.holes().chain(row.holes()).for_each(|hole| holes.insert(hole));
+        queue.note_missing(&cursors, before.durable_end, &holes);
         queue.survey.queue = name.clone();
         queue.survey.next_sequence = queue.survey.next_sequence.max(row.next_sequence);
         queues.push(queue.survey);
@@ -157,6 +158,10 @@ pub fn survey(dir: &Path, depth: Depth) -> Result<Survey, StoreError> {
 
 fn read_witness(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<Account>, StoreError> {
     witness::peek(disk.as_ref(), dir).map_err(StoreError::io("read", &dir.join("witness")))
+}
+
+fn row_of(account: Option<&Account>, queue: &str) -> QueueRow {
+    account.and_then(|account| account.queues.get(queue)?.row.clone()).unwrap_or_default()
 }
 
 fn cursors_of(account: Option<&Account>, queue: &str) -> BTreeMap<String, Cursor> {

@@ -12,6 +12,7 @@ use super::log::{Lost, Observer, Position};
 use super::*;
 
 mod faults;
+mod power;
 mod restart;
 
 /// Four-block segments, so that rolls and reclaims happen after a few records.
@@ -211,7 +212,7 @@ fn rule_2_a_segment_goes_only_after_the_cursor_that_passed_it_is_durable() {
     append_all(&log, 0..60);
     let snapshot = log.snapshot();
     log.settle("a", 0..60);
-    assert_eq!(log.reclaim(&snapshot).expect("reclaims"), 0, "that snapshot does not say so");
+    assert_eq!(log.reclaim(&snapshot.cursors).expect("reclaims"), 0, "that snapshot does not say so");
     eventually("reclaim after a checkpoint", || segments(dir.path(), "traces").len() <= 3);
     let crashed = crash_copy(dir.path());
     let (again, _, seen) = open(crashed.path());

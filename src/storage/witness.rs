@@ -41,7 +41,6 @@ impl Account {
 }
 
 impl Copy for MetaRow {}
-impl Copy for QueueRow {}
 
 #[derive(Debug)]
 pub struct Witness {
@@ -75,15 +74,14 @@ impl Witness {
         Ok((Witness { file, slot: slot as u64 }, account))
     }
 
-    /// Overwrites the older slot; durable when it returns.
-    pub fn write(&mut self, account: &Account) -> io::Result<()> {
+    /// Overwrites the older slot; durable when it returns. Gives the account back as it was written.
+    pub fn write(&mut self, mut account: Account) -> io::Result<Account> {
         let mut body = account.encode_to_vec();
         if body.len() + HEAD_LEN > SLOT_LEN as usize {
-            let mut short = account.clone();
-            for cursor in short.queues.values_mut().flat_map(|queue| queue.cursors.values_mut()) {
+            for cursor in account.queues.values_mut().flat_map(|queue| queue.cursors.values_mut()) {
                 cursor.ranges.clear();
             }
-            body = short.encode_to_vec();
+            body = account.encode_to_vec();
         }
         if body.len() + HEAD_LEN > SLOT_LEN as usize {
             return Err(io::Error::other(format!("{} bytes do not fit a slot of the witness file", body.len())));
@@ -97,7 +95,7 @@ impl Witness {
         self.file.write_all_at(&mut [IoSlice::new(&head), IoSlice::new(&body)], slot * SLOT_LEN)?;
         self.file.sync_data()?;
         self.slot = slot;
-        Ok(())
+        Ok(account)
     }
 }
 
@@ -144,7 +142,7 @@ mod tests {
         let (mut witness, found) = Witness::open(&RealDisk, dir.path()).expect("opens");
         assert_eq!(found, None);
         for checkpoint in 1..=3 {
-            witness.write(&account(checkpoint)).expect("written");
+            witness.write(account(checkpoint)).expect("written");
         }
         let (witness, found) = Witness::open(&RealDisk, dir.path()).expect("opens");
         assert_eq!(found, Some(account(3)));

@@ -1,12 +1,14 @@
 //! `forebay-bench`: load generator, sink, and whole-process benchmark.
 //!
 //! `load` sends OTLP traces and counts what is acknowledged; `sink` takes OTLP and counts it, with faults on request;
-//! `run` puts a real `forebay` between the two and measures it.
+//! `run` puts a real `forebay` between the two and measures it; `repeat` does one
+//! step over and over.
 
 mod histogram;
 mod host;
 mod load;
 mod payload;
+mod repeat;
 mod run;
 mod sink;
 mod units;
@@ -33,6 +35,8 @@ enum Command {
     Sink(sink::Arguments),
     /// Measure a whole forebay process between a load and a sink
     Run(run::Arguments),
+    /// Repeat one step of a record's way, to be counted by valgrind (tests/instructions.sh)
+    Repeat(repeat::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Command::Load(arguments) => load::main(&arguments),
         Command::Sink(arguments) => sink::main(arguments),
         Command::Run(arguments) => run::main(&arguments),
+        Command::Repeat(arguments) => repeat::main(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,8 @@ use parking_lot::Mutex;
 
 use bytes::Bytes;
 
+use crate::otlp::json;
+
 use super::*;
 use crate::otlp::{Signal, wire};
 

@@ -8,6 +8,10 @@ use base64::engine::general_purpose::STANDARD;
 use crate::otlp::schema::{FIELDS_MAX, Field, Kind, Message, WireType};
 use crate::otlp::wire::{self, WireError};
 
+/// A single message that came in several parts is put together in a copy, and those within it in copies of copies. No
+/// SDK writes such messages; made with intent they would cost their size again at each of a hundred levels.
+const MERGED_BYTES_MAX: usize = 64 << 20;
+
 /// One occurrence of a field: its place among the message's fields, whether it is packed, where its key lies, and
 /// where its value.
 #[derive(Clone, Copy)]
@@ -71,6 +75,8 @@ pub(super) enum WriteError {
     Depth,
     #[error("a stored message ends within a number")]
     Cut,
+    #[error("a stored message repeats what may stand once, level below level, in more than {MERGED_BYTES_MAX} bytes")]
+    Merges,
     #[error("a stored string is not UTF-8")]
     Utf8,
     #[error("{0}")]
@@ -79,34 +85,47 @@ pub(super) enum WriteError {
     Io(#[from] std::io::Error),
 }
 
-pub(super) fn message(
-    message: &'static Message,
+/// The text so far, and what may still be copied for it.
+struct Out<'a> {
+    text: &'a mut Vec<u8>,
+    merged_bytes_left: usize,
+}
+
+pub(super) fn request(
+    request: &'static Message,
     bytes: &[u8],
-    out: &mut Vec<u8>,
-    depth_left: u32,
+    text: &mut Vec<u8>,
+    depth: u32,
 ) -> Result<(), WriteError> {
+    message(request, bytes, &mut Out { text, merged_bytes_left: MERGED_BYTES_MAX }, depth)
+}
+
+fn message(message: &'static Message, bytes: &[u8], out: &mut Out<'_>, depth_left: u32) -> Result<(), WriteError> {
     let slots = survey(message, bytes, depth_left)?;
-    out.push(b'{');
+    out.text.push(b'{');
     let mut first = true;
     for (field, slot) in message.fields.iter().zip(slots) {
         if slot.count == 0 {
             continue;
         }
         if !std::mem::take(&mut first) {
-            out.push(b',');
+            out.text.push(b',');
         }
-        write!(out, "\"{}\":", field.json)?;
+        write!(out.text, "\"{}\":", field.json)?;
         let walk = Walk { message, bytes, at: slot.first, depth_left };
         if field.repeated {
             write_list(field, walk, out)?;
         } else if slot.count > 1 && matches!(field.kind, Kind::Message(_)) {
-            write_value(field, &merged(field, walk)?, out, depth_left)?;
+            let merged = merged(field, walk, out.merged_bytes_left)?;
+            out.merged_bytes_left -= merged.len();
+            write_value(field, &merged, out, depth_left)?;
+            out.merged_bytes_left += merged.len();
         } else {
             // Of anything but a message the last occurrence holds.
             write_value(field, &bytes[slot.last.0..slot.last.1], out, depth_left)?;
         }
     }
-    out.push(b'}');
+    out.text.push(b'}');
     Ok(())
 }
 
@@ -132,18 +151,22 @@ fn survey(message: &'static Message, bytes: &[u8], depth_left: u32) -> Result<[S
 }
 
 /// Messages merge, which is concatenation.
-fn merged(field: &'static Field, mut walk: Walk<'_>) -> Result<Vec<u8>, WriteError> {
+fn merged(field: &'static Field, mut walk: Walk<'_>, bytes_left: usize) -> Result<Vec<u8>, WriteError> {
     let mut merged = Vec::new();
     while let Some(occurrence) = walk.next()? {
         if walk.message.fields[occurrence.place].number == field.number {
-            merged.extend_from_slice(&walk.bytes[occurrence.start..occurrence.end]);
+            let part = &walk.bytes[occurrence.start..occurrence.end];
+            if merged.len() + part.len() > bytes_left {
+                return Err(WriteError::Merges);
+            }
+            merged.extend_from_slice(part);
         }
     }
     Ok(merged)
 }
 
-fn write_list(field: &'static Field, mut walk: Walk<'_>, out: &mut Vec<u8>) -> Result<(), WriteError> {
-    out.push(b'[');
+fn write_list(field: &'static Field, mut walk: Walk<'_>, out: &mut Out<'_>) -> Result<(), WriteError> {
+    out.text.push(b'[');
     let mut first = true;
     while let Some(occurrence) = walk.next()? {
         if walk.message.fields[occurrence.place].number != field.number {
@@ -158,7 +181,7 @@ fn write_list(field: &'static Field, mut walk: Walk<'_>, out: &mut Vec<u8>) -> R
                 (true, _) => wire::varint(walk.bytes, at, occurrence.end)?.1,
             };
             if !std::mem::take(&mut first) {
-                out.push(b',');
+                out.text.push(b',');
             }
             let value = walk.bytes.get(at..stop).ok_or(WriteError::Cut)?;
             write_value(field, value, out, walk.depth_left)?;
@@ -168,11 +191,11 @@ fn write_list(field: &'static Field, mut walk: Walk<'_>, out: &mut Vec<u8>) -> R
             }
         }
     }
-    out.push(b']');
+    out.text.push(b']');
     Ok(())
 }
 
-fn write_value(field: &'static Field, value: &[u8], out: &mut Vec<u8>, depth_left: u32) -> Result<(), WriteError> {
+fn write_value(field: &'static Field, value: &[u8], out: &mut Out<'_>, depth_left: u32) -> Result<(), WriteError> {
     let varint = || wire::varint(value, 0, value.len()).map(|(number, _)| number);
     let fixed64 = || value.try_into().map(u64::from_le_bytes).unwrap_or_default();
     match field.kind {
@@ -182,27 +205,27 @@ fn write_value(field: &'static Field, value: &[u8], out: &mut Vec<u8>, depth_lef
         }
         Kind::Text => {
             let text = std::str::from_utf8(value).map_err(|_| WriteError::Utf8)?;
-            serde_json::to_writer(out, text)?;
+            serde_json::to_writer(&mut *out.text, text)?;
         }
-        Kind::Id => write!(out, "\"{}\"", hex::encode(value))?,
-        Kind::Blob => write!(out, "\"{}\"", STANDARD.encode(value))?,
-        Kind::Bool => write!(out, "{}", varint()? != 0)?,
-        Kind::Int32 | Kind::Enum(_) => write!(out, "{}", varint()? as i32)?,
-        Kind::Uint32 => write!(out, "{}", varint()? as u32)?,
+        Kind::Id => write!(out.text, "\"{}\"", hex::encode(value))?,
+        Kind::Blob => write!(out.text, "\"{}\"", STANDARD.encode(value))?,
+        Kind::Bool => write!(out.text, "{}", varint()? != 0)?,
+        Kind::Int32 | Kind::Enum(_) => write!(out.text, "{}", varint()? as i32)?,
+        Kind::Uint32 => write!(out.text, "{}", varint()? as u32)?,
         Kind::Sint32 => {
             let raw = varint()? as u32;
-            write!(out, "{}", ((raw >> 1) as i32) ^ -((raw & 1) as i32))?;
+            write!(out.text, "{}", ((raw >> 1) as i32) ^ -((raw & 1) as i32))?;
         }
-        Kind::Int64 => write!(out, "\"{}\"", varint()? as i64)?,
-        Kind::Uint64 => write!(out, "\"{}\"", varint()?)?,
-        Kind::Fixed32 => write!(out, "{}", value.try_into().map(u32::from_le_bytes).unwrap_or_default())?,
-        Kind::Fixed64 => write!(out, "\"{}\"", fixed64())?,
-        Kind::Sfixed64 => write!(out, "\"{}\"", fixed64() as i64)?,
+        Kind::Int64 => write!(out.text, "\"{}\"", varint()? as i64)?,
+        Kind::Uint64 => write!(out.text, "\"{}\"", varint()?)?,
+        Kind::Fixed32 => write!(out.text, "{}", value.try_into().map(u32::from_le_bytes).unwrap_or_default())?,
+        Kind::Fixed64 => write!(out.text, "\"{}\"", fixed64())?,
+        Kind::Sfixed64 => write!(out.text, "\"{}\"", fixed64() as i64)?,
         Kind::Double => match f64::from_bits(fixed64()) {
-            number if number.is_nan() => out.extend_from_slice(b"\"NaN\""),
-            f64::INFINITY => out.extend_from_slice(b"\"Infinity\""),
-            f64::NEG_INFINITY => out.extend_from_slice(b"\"-Infinity\""),
-            number => serde_json::to_writer(out, &number)?,
+            number if number.is_nan() => out.text.extend_from_slice(b"\"NaN\""),
+            f64::INFINITY => out.text.extend_from_slice(b"\"Infinity\""),
+            f64::NEG_INFINITY => out.text.extend_from_slice(b"\"-Infinity\""),
+            number => serde_json::to_writer(&mut *out.text, &number)?,
         },
     }
     Ok(())

@@ -38,7 +38,7 @@ async fn fill(store: &Store, router: &Router, givers: &[Giver], count: u64) -> u
         }
         assert!(refused < 1000, "intake does not go on after {accepted}");
         relieve(store, givers);
-        store.checkpoint();
+        store.checkpoint().expect("written");
     }
     refused
 }
@@ -93,7 +93,7 @@ async fn past_the_cap_a_blocking_exporter_stops_intake_and_nobody_drops_for_noth
     // The blocking one catches up: now the other gives way.
     let end = log.durable_end();
     log.settle("blocks", 0..end);
-    store.checkpoint();
+    store.checkpoint().expect("written");
     // The first one met the cap as it was.
     assert!(fill(&store, &router, &givers, 50).await <= 1);
     assert!(dropped.load(Ordering::SeqCst) > 0);

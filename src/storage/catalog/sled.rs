@@ -7,13 +7,17 @@
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Catalog, CatalogError, Change, ROW_LEN_MAX, Row};
 
 const CACHE_BYTES: u64 = 4 << 20;
 /// Opening a healthy catalogue takes milliseconds; a corrupt one may hang.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a lock may linger, and how often it is tried.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 // A panic of sled's must stay an error of ours.
 const _: () = assert!(cfg!(panic = "unwind"), "Forebay must be built with panic = \"unwind\"");
@@ -23,6 +27,10 @@ pub struct SledCatalog {
     /// Our own descriptor of sled's log, open from creation, to sync what `flush` only hands to the kernel.
     log_file: File,
     dir: PathBuf,
+}
+
+fn is_locked(error: &::sled::Error) -> bool {
+    matches!(error, ::sled::Error::Io(cause) if cause.to_string().contains("could not acquire lock"))
 }
 
 fn error(operation: &'static str, reason: impl ToString) -> CatalogError {
@@ -61,14 +69,20 @@ impl SledCatalog {
     }
 
     fn open_here(dir: &Path) -> Result<SledCatalog, CatalogError> {
-        let db = ::sled::Config::new()
+        let config = ::sled::Config::new()
             .path(dir)
             .mode(::sled::Mode::LowSpace)
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
-            .print_profile_on_drop(false)
-            .open()
-            .map_err(|cause| error("open", cause))?;
+            .print_profile_on_drop(false);
+        let started = Instant::now();
+        let db = loop {
+            match config.open() {
+                // A catalogue that was closed gives its lock back a moment later, from a thread of sled's.
+                Err(cause) if is_locked(&cause) && started.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
+                opened => break opened.map_err(|cause| error("open", cause))?,
+            }
+        };
         let log_file =
             File::options().read(true).write(true).open(dir.join("db")).map_err(|cause| error("open", cause))?;
         // sled syncs neither its files' creation nor their directory entries.

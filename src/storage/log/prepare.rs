@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::storage::disk::DiskFile;
+#[cfg(test)]
+use crate::storage::mutant;
 use crate::storage::segment::{self, HEADER_PAGE_LEN, Identity};
 
 use super::Inner;
@@ -19,31 +21,41 @@ pub(super) fn run(inner: &Inner) {
     loop {
         inner.prepare_wanted.wait(None);
         if inner.stopping.load(Ordering::Acquire) {
-            let (prepared, spare) = {
-                let mut state = inner.state.lock();
-                (state.prepared.take(), state.spare.take())
-            };
-            return discard(inner, prepared, spare);
+            return end(inner);
         }
-        let _making = inner.maker.lock();
-        // One more than is needed stays free: intake may have promised it already.
-        if inner.state.lock().prepared.is_some() {
-            continue;
-        }
-        if inner.shared.space.check(2 * inner.shared.segment_bytes, String::new).is_err() {
-            inner.shared.pressure.raise();
-            continue;
-        }
-        match make(inner, inner.shared.segment_bytes) {
-            Ok(made) => {
-                let mut state = inner.state.lock();
-                state.prepared = Some(made);
-                publish_room(inner, &state);
-            }
-            // The writer will meet the same error when it needs a segment, and deals with it.
-            Err(error) => inner.shared.observer.failed(&inner.id, error.operation, &error.cause),
-        }
+        step(inner);
     }
+}
+
+/// Makes one segment ahead, unless there is one or no room for it.
+pub(super) fn step(inner: &Inner) {
+    let _making = inner.maker.lock();
+    // One more than is needed stays free: intake may have promised it already.
+    if inner.state.lock().prepared.is_some() {
+        return;
+    }
+    if inner.shared.space.check(2 * inner.shared.segment_bytes, String::new).is_err() {
+        inner.shared.pressure.raise();
+        return;
+    }
+    match make(inner, inner.shared.segment_bytes) {
+        Ok(made) => {
+            let mut state = inner.state.lock();
+            state.prepared = Some(made);
+            publish_room(inner, &state);
+        }
+        // The writer will meet the same error when it needs a segment, and deals with it.
+        Err(error) => inner.shared.observer.failed(&inner.id, error.operation, &error.cause),
+    }
+}
+
+/// Gives back what was kept ready.
+pub(super) fn end(inner: &Inner) {
+    let (prepared, spare) = {
+        let mut state = inner.state.lock();
+        (state.prepared.take(), state.spare.take())
+    };
+    discard(inner, prepared, spare);
 }
 
 /// A segment file with its header synced and its name durable. Recycles the spare when there is one of that size.
@@ -59,6 +71,10 @@ pub(super) fn make(inner: &Inner, len: u64) -> Result<(Identity, Arc<dyn DiskFil
     let mut nonce = [0; 16];
     for byte in &mut nonce {
         *byte = fastrand::u8(..);
+    }
+    #[cfg(test)]
+    if let Some(fixed) = mutant::fixed_nonce() {
+        nonce = fixed;
     }
     let identity = Identity { id, nonce, sequence_floor };
     let recycled = spare.is_some();

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::storage::record::Record;
+use crate::storage::record::{Record, end_after};
 use crate::storage::segment::{HEADER_PAGE_LEN, Scanner, Step};
 
 use super::{Inner, Log, Segment, State};
@@ -75,14 +75,14 @@ impl Log {
     /// the disk. Raw lengths count against `bytes_max`.
     pub fn read_file(&self, from: Position, bytes_max: u64, records_max: usize) -> io::Result<Chunk> {
         let inner = &self.inner;
-        let (mut scanner, id, last, valid_end) = {
+        let (mut scanner, id, first, last, valid_end) = {
             let state = inner.state.lock();
             let Some(segment) = segment_of(&state, from.sequence) else {
                 return Ok(Chunk { next: Position::at(from.sequence.max(state.durable_end)), ..Chunk::default() });
             };
             let offset = start_offset(segment, from);
             let scanner = Scanner::new(Arc::clone(&segment.file), segment.identity, offset, segment.valid_end);
-            (scanner, segment.identity.id, segment.last, segment.valid_end)
+            (scanner, segment.identity.id, segment.first, segment.last, segment.valid_end)
         };
         let mut chunk = Chunk { next: from, ..Chunk::default() };
         let mut bytes = 0;
@@ -95,7 +95,9 @@ impl Log {
             if let Some(header) = header {
                 let full = bytes + u64::from(header.raw_len) > bytes_max || chunk.records.len() >= records_max;
                 if full && !chunk.records.is_empty() {
-                    return Ok(chunk);
+                    // The next read begins before a gap that is still open, and meets it again.
+                    chunk.lost.retain(|lost| lost.sequences.end != u64::MAX);
+                    break;
                 }
             }
             match scanner.step()? {
@@ -103,7 +105,12 @@ impl Log {
                     bytes += u64::from(located.header.raw_len);
                     let next = Position { sequence: record.sequence + 1, hint: Some((id, scanner.offset())) };
                     if let Some(open) = chunk.lost.last_mut().filter(|lost| lost.sequences.end == u64::MAX) {
-                        open.sequences.end = record.sequence.max(open.sequences.start);
+                        // Numbers behind the record published before this one were never used.
+                        let end = end_after(located.header.previous).min(record.sequence);
+                        open.sequences.end = end.max(open.sequences.start);
+                        if open.sequences.is_empty() {
+                            chunk.lost.pop();
+                        }
                     }
                     if record.sequence >= from.sequence {
                         chunk.records.push(record);
@@ -114,7 +121,7 @@ impl Log {
                     segment_id: id,
                     offset: gap.offset,
                     bytes: gap.len,
-                    sequences: chunk.next.sequence..u64::MAX,
+                    sequences: chunk.next.sequence.max(first)..u64::MAX,
                     reason: "a record failed its check".to_owned(),
                 }),
                 Step::End => {
@@ -143,6 +150,10 @@ impl Log {
 fn report(inner: &Inner, lost: &[Lost]) {
     let mut state = inner.state.lock();
     for lost in lost {
+        // What a torn group left behind is no loss.
+        if !lost.sequences.is_empty() && state.holes.contains_all(lost.sequences.clone()) {
+            continue;
+        }
         let Some(segment) = state.segments.get_mut(&lost.segment_id) else { continue };
         let place = lost.offset..lost.offset + lost.bytes;
         if !segment.damage_seen.contains_all(place.clone()) {

@@ -21,7 +21,10 @@ pub struct QueueSnapshot {
 
 impl Log {
     pub fn snapshot(&self) -> QueueSnapshot {
-        let state = self.inner.state.lock();
+        let state = &mut *self.inner.state.lock();
+        // A segment may have lost its own front.
+        let floor = state.segments.values().map(|segment| segment.identity.sequence_floor).next();
+        state.holes = state.holes.iter().filter(|hole| floor.is_some_and(|floor| hole.end > floor)).collect();
         let segments = state
             .segments
             .values()
@@ -35,24 +38,24 @@ impl Log {
                 valid_end: segment.valid_end,
                 sequence_floor: segment.identity.sequence_floor,
                 items: segment.items,
+                previous_end: segment.previous_end,
             })
             .collect();
-        QueueSnapshot {
-            row: QueueRow {
-                next_sequence: state.next_sequence,
-                next_segment_id: state.next_segment_id,
-                durable_end: end_after(state.previous),
-            },
-            segments,
-            cursors: state.cursors.clone(),
-        }
+        let mut row = QueueRow {
+            next_sequence: state.next_sequence,
+            next_segment_id: state.next_segment_id,
+            durable_end: end_after(state.previous),
+            holes: Vec::new(),
+        };
+        row.set_holes(&state.holes);
+        QueueSnapshot { row, segments, cursors: state.cursors.clone() }
     }
 
-    /// Removes (or keeps for recycling) the segments that every cursor of `durable` has settled. Call it only after
-    /// that snapshot is durable in catalogue and witness. Returns how many went.
-    pub fn reclaim(&self, durable: &QueueSnapshot) -> io::Result<u64> {
+    /// Removes (or keeps for recycling) the segments that every one of the cursors `durable` has settled. Call it only
+    /// when those are durable. Returns how many went.
+    pub fn reclaim(&self, durable: &BTreeMap<String, Cursor>) -> io::Result<u64> {
         let inner = &self.inner;
-        if durable.cursors.is_empty() {
+        if durable.is_empty() {
             return Ok(0);
         }
         let mut gone = Vec::new();
@@ -69,7 +72,7 @@ impl Log {
                 .filter(|segment| segment.state != SegmentState::Active)
                 .filter(|segment| {
                     segment.records == 0
-                        || (all_settled(segment.first, segment.last, &durable.cursors)
+                        || (all_settled(segment.first, segment.last, durable)
                             && all_settled(segment.first, segment.last, &state.cursors))
                 })
                 .map(|segment| segment.identity.id)

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use crate::storage::backlog::Weight;
 use crate::storage::cursor::Cursor;
 use crate::storage::disk::DiskFile;
-use crate::storage::record::{self, ALIGN, Header, Record, TRAILER_LEN};
+use crate::storage::record::{self, ALIGN, Header, Record, TRAILER_LEN, end_after};
 use crate::storage::segment::{HEADER_PAGE_LEN, Identity};
 
 use super::prepare;
-use super::{AppendError, Durable, Inner, Pending, Segment, SegmentState, State};
+use super::{AppendError, Durable, Inbox, Inner, Pending, Segment, SegmentState, State};
 
 /// Bytes written before one sync, so that nobody waits for a giant group.
 const GROUP_BYTES_MAX: u64 = 32 << 20;
@@ -27,20 +27,42 @@ const IDLE_SEAL_AFTER: Duration = Duration::from_secs(5);
 /// One index entry for about this many bytes of a segment.
 const INDEX_EVERY_BYTES: u64 = 256 << 10;
 
-pub(super) fn run(inner: &Inner) {
-    let mut last_sync = None;
-    let mut backoff = RETRY_BACKOFF_MIN;
-    while let Some(group) = next_group(inner, backoff) {
-        if !group.is_empty() {
-            write_group(inner, group, &mut last_sync);
-        } else if inner.failure.lock().is_some() {
-            backoff = probe(inner, backoff);
-            continue;
-        } else {
-            seal_when_idle(inner);
-        }
-        backoff = RETRY_BACKOFF_MIN;
+/// What one step leaves for the next.
+pub(super) struct Pace {
+    last_sync: Option<Instant>,
+    /// Time until the next try while intake is refused.
+    backoff: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { last_sync: None, backoff: RETRY_BACKOFF_MIN }
     }
+}
+
+pub(super) fn run(inner: &Inner) {
+    let mut pace = Pace::default();
+    while let Some(group) = next_group(inner, pace.backoff) {
+        step(inner, group, &mut pace);
+    }
+    end(inner);
+}
+
+/// Writes a group; with none, tries whether a failed log works again, or gives back what an idle one does not need.
+pub(super) fn step(inner: &Inner, group: VecDeque<Pending>, pace: &mut Pace) {
+    if !group.is_empty() {
+        write_group(inner, group, &mut pace.last_sync);
+    } else if inner.failure.lock().is_some() {
+        pace.backoff = probe(inner, pace.backoff);
+        return;
+    } else if inner.state.lock().last_append.is_none_or(|at| at.elapsed() >= IDLE_SEAL_AFTER) {
+        rest(inner);
+    }
+    pace.backoff = RETRY_BACKOFF_MIN;
+}
+
+/// Nothing more will be written.
+pub(super) fn end(inner: &Inner) {
     let mut state = inner.state.lock();
     seal_active(inner, &mut state);
 }
@@ -63,6 +85,11 @@ fn next_group(inner: &Inner, backoff: Duration) -> Option<VecDeque<Pending>> {
             return if inbox.closed { None } else { Some(VecDeque::new()) };
         }
     }
+    Some(take_group(&mut inbox))
+}
+
+/// What is pending, up to the limits.
+pub(super) fn take_group(inbox: &mut Inbox) -> VecDeque<Pending> {
     let mut bytes = 0;
     let mut count = 0;
     for pending in &inbox.pending {
@@ -73,7 +100,7 @@ fn next_group(inner: &Inner, backoff: Duration) -> Option<VecDeque<Pending>> {
         bytes += len;
         count += 1;
     }
-    Some(inbox.pending.drain(..count).collect())
+    inbox.pending.drain(..count).collect()
 }
 
 /// A quiet log wakes only while there is something to give back.
@@ -162,6 +189,7 @@ fn ensure_active(inner: &Inner, needed: u64) -> Result<(u64, u64), WriteError> {
             allocated_bytes,
             valid_end: HEADER_PAGE_LEN,
             first: 0,
+            previous_end: 0,
             last: 0,
             records: 0,
             items: 0,
@@ -274,6 +302,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
     let mut answers = Vec::new();
     let mut state = inner.state.lock();
     let mut sequence = first_sequence;
+    let previous = state.previous;
     let mut added = Weight::default();
     for Pending { record, reservation, answer } in written {
         let len = record.stored_len();
@@ -282,6 +311,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
             let indexed = segment.index.last().map_or(HEADER_PAGE_LEN, |(_, offset)| *offset);
             if segment.records == 0 {
                 segment.first = sequence;
+                segment.previous_end = end_after(previous);
             }
             if segment.records == 0 || segment.valid_end - indexed >= INDEX_EVERY_BYTES {
                 segment.index.push((sequence, segment.valid_end));
@@ -351,11 +381,8 @@ fn abandon_active(inner: &Inner) {
 }
 
 /// Seals a quiet segment that everyone has settled, and gives back what was kept ready for load.
-fn seal_when_idle(inner: &Inner) {
+pub(super) fn rest(inner: &Inner) {
     let mut state = inner.state.lock();
-    if state.last_append.is_some_and(|at| at.elapsed() < IDLE_SEAL_AFTER) {
-        return;
-    }
     let settled = state.active.and_then(|id| state.segments.get(&id)).is_some_and(|segment| {
         let all = segment.first..segment.last + 1;
         segment.records > 0 && state.cursors.values().all(|cursor: &Cursor| cursor.has_settled(all.clone()))

@@ -9,7 +9,7 @@ use prost::Message;
 use crate::storage::backlog::Weight;
 use crate::storage::catalog::{self, Catalog, CatalogError, Change, Row, SegmentRow, SledCatalog};
 use crate::storage::disk::Disk;
-use crate::storage::log::Observer;
+use crate::storage::log::{Drive, Observer};
 
 use super::{OpenReport, Options, Store, StoreError};
 
@@ -45,15 +45,15 @@ impl Store {
         let open_catalog = Box::new(|path: &Path| {
             SledCatalog::open(path).map(|catalog| Box::new(Distrusted(catalog)) as Box<dyn Catalog>)
         });
-        Store::open_with(disk, dir, &Options::default(), observer, open_catalog)
+        Store::open_with(disk, dir, &Options::default(), observer, open_catalog, Drive::Threads)
     }
 
     /// Removes a cursor; what it had not settled is returned, and is gone for it. None: there is no such cursor.
-    pub fn forget_cursor(&self, queue: &str, cursor: &str) -> Option<Weight> {
-        let log = self.logs.lock().get(queue).cloned()?;
-        let forgotten = log.forget_cursor(cursor)?;
-        self.checkpoint();
-        Some(forgotten)
+    pub fn forget_cursor(&self, queue: &str, cursor: &str) -> Result<Option<Weight>, StoreError> {
+        let Some(log) = self.logs.lock().get(queue).cloned() else { return Ok(None) };
+        let Some(forgotten) = log.forget_cursor(cursor) else { return Ok(None) };
+        self.checkpoint().map_err(StoreError::io("write down what is forgotten in", &self.dir))?;
+        Ok(Some(forgotten))
     }
 
     /// Removes a queue with its records and cursors; what it held is returned. None: there is no such queue.
@@ -63,7 +63,7 @@ impl Store {
         let held = log.held();
         let allocated_bytes = log.status().allocated_bytes;
         // First the books, then the files: what a crash leaves behind is a queue without cursors, to be forgotten again.
-        self.checkpoint();
+        self.checkpoint().map_err(StoreError::io("write down what is forgotten in", &self.dir))?;
         let queues_dir = self.dir.join("queues");
         let dir = queues_dir.join(catalog::encode_name(queue));
         let remove = || -> io::Result<()> {

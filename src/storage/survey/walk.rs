@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::storage::cursor::Cursor;
 use crate::storage::disk::Disk;
+use crate::storage::ranges::RangeSet;
 use crate::storage::record::{Header, NO_PREVIOUS};
 use crate::storage::segment::{self, HEADER_PAGE_LEN, HeaderPage, Identity, Scanner, Step};
 use crate::storage::store::StoreError;
@@ -105,16 +106,18 @@ pub fn queue(
 }
 
 impl Walked {
-    /// Of what was not met, what some cursor still needs is lost.
-    pub fn note_missing(&mut self, cursors: &BTreeMap<String, Cursor>, durable_end: u64) {
+    /// Of what was not met, what some cursor still needs is lost; holes were reported already, or never acknowledged.
+    pub fn note_missing(&mut self, cursors: &BTreeMap<String, Cursor>, durable_end: u64, holes: &RangeSet) {
         let tail = self.last.map_or(0, |last| last + 1)..durable_end;
         if !tail.is_empty() {
             let segment = self.survey.segments.last().map_or_else(String::new, |segment| segment.segment.clone());
             self.missing.push((tail, segment));
         }
         let low = cursors.values().map(Cursor::low).min().unwrap_or(0);
-        for (range, segment) in self.missing.drain(..) {
-            let range = range.start.max(low)..range.end;
+        for (range, segment) in self.missing.drain(..).flat_map(|(range, segment)| {
+            let unknown = holes.gaps(range.start.max(low)..range.end);
+            unknown.into_iter().map(move |range| (range, segment.clone()))
+        }) {
             if !range.is_empty() && !settled_by_all(cursors, &range) {
                 self.survey.damage.push(Damage {
                     segment,

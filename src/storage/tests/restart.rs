@@ -110,7 +110,7 @@ fn an_opening_after_a_crash_reads_headers_and_a_few_segments_and_not_the_backlog
     }
     // In the middle of a segment, so that what is left of it has to be counted.
     log.settle("x", 0..per_segment / 2);
-    store.checkpoint();
+    store.checkpoint().expect("written");
     // As a kill leaves it: the last segment is not in the catalogue. Copied again if the keeper was at work meanwhile,
     // for a copy of the witness that is newer than that of the catalogue is nothing that a kill leaves.
     let checkpoint = || witness::peek(&RealDisk, &live).expect("readable").map(|account| account.meta().checkpoint);

@@ -1,0 +1,85 @@
+//! What runs between start and stop: receivers, queues, deliveries.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::build;
+use super::limits::Memory;
+use super::observe::Observed;
+use crate::config::{Plan, ShutdownPlan};
+use crate::pipeline::Drain;
+use crate::queue::{Budget, Overflow};
+use crate::receivers::otlp::Bound;
+use crate::storage::Store;
+
+pub struct Running {
+    pub budget: Budget,
+    pub subscriptions: Vec<Observed>,
+    pub leaves_machine: bool,
+    pub local_paths: Vec<PathBuf>,
+    receivers_end: CancellationToken,
+    serving: TaskTracker,
+    drain: Drain,
+    deliveries: TaskTracker,
+    overflow: Overflow,
+}
+
+impl Running {
+    /// Starts delivery, then lets the receivers' open ports in.
+    pub fn start(
+        plan: &Plan,
+        data_dir: &Path,
+        memory: &Memory,
+        store: &Arc<Store>,
+        receivers: Vec<Bound>,
+    ) -> Result<Running, super::Error> {
+        let drain = Drain::default();
+        let deliveries = TaskTracker::new();
+        let built = build::build(plan, data_dir, store, memory, &drain, &deliveries)?;
+        deliveries.close();
+        let overflow = Overflow::start(store, built.givers)
+            .map_err(|error| super::Error::Setup(format!("failed to start a thread: {error}")))?;
+        let budget = Budget::new(memory.intake_bytes);
+        let receivers_end = CancellationToken::new();
+        let serving = TaskTracker::new();
+        for (bound, router) in receivers.into_iter().zip(built.routers) {
+            tracing::info!(grpc = ?bound.grpc_addresses(), http = ?bound.http_addresses(), "receiving");
+            serving.spawn(bound.serve(Arc::new(router), budget.clone(), receivers_end.clone()));
+        }
+        serving.close();
+        Ok(Running {
+            budget,
+            subscriptions: built.subscriptions,
+            leaves_machine: built.leaves_machine,
+            local_paths: built.local_paths,
+            receivers_end,
+            serving,
+            drain,
+            deliveries,
+            overflow,
+        })
+    }
+
+    /// `linger` with open receivers, then answers what is under way, then drains, all before the deadline.
+    pub async fn stop(self, plan: &ShutdownPlan) {
+        let deadline = tokio::time::Instant::now() + plan.deadline;
+        tracing::info!(linger_s = plan.linger.as_secs_f64(), deadline_s = plan.deadline.as_secs_f64(), "stopping");
+        tokio::time::sleep_until((tokio::time::Instant::now() + plan.linger).min(deadline)).await;
+        self.receivers_end.cancel();
+        if tokio::time::timeout_at(deadline, self.serving.wait()).await.is_err() {
+            tracing::warn!("connections are still open at the deadline; their requests were not acknowledged");
+        }
+        self.drain.drain.cancel();
+        if tokio::time::timeout_at(deadline, self.deliveries.wait()).await.is_err() {
+            tracing::warn!(
+                "the queues are not drained at the deadline; what is left is kept and sent after the next start"
+            );
+        }
+        self.drain.abort.cancel();
+        self.deliveries.wait().await;
+        self.overflow.close();
+    }
+}

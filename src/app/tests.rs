@@ -1,0 +1,3 @@
+//! The application in process.
+
+mod power_cuts;

@@ -1,0 +1,278 @@
+//! The whole application on the simulated disk: clients, receivers, queue, delivery, and the power goes off under load.
+//!
+//! `FOREBAY_APP_CUTS=1000 cargo test --lib application` makes so many cuts. Threads run as they like here, so a seed
+//! gives the same fates at other moments; the storage's own cuts (`queue/tests`) can be repeated exactly.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::routing::post;
+use fastrand::Rng;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::runtime::Runtime;
+
+use super::super::build;
+use super::super::limits::Memory;
+use super::super::running::Running;
+use crate::config::{self, Plan, RealWorld, Sources};
+use crate::storage::log::{Drive, Observer};
+use crate::storage::simulated::{Dishonesty, Fate, Faults, World};
+use crate::storage::{Disk, Options, Store};
+
+/// Cuts of the short form.
+const CUTS: u64 = 12;
+const SEGMENT_BYTES: u64 = 64 << 10;
+const DIR: &str = "/volume/data";
+const CLIENTS: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Unobserved;
+impl Observer for Unobserved {}
+
+/// What was sent, acknowledged, and taken by the destination.
+#[derive(Default)]
+struct Ledger {
+    next: AtomicU64,
+    acknowledged: Mutex<BTreeSet<u64>>,
+    delivered: Mutex<BTreeSet<u64>>,
+    /// Requests that the destination took, for duplicates.
+    taken: AtomicU64,
+    wrong: Mutex<Vec<String>>,
+}
+
+fn span(number: u64) -> Span {
+    Span {
+        trace_id: u128::from(number).to_be_bytes().to_vec(),
+        span_id: (number + 1).to_be_bytes().to_vec(),
+        name: format!("span {number} {}", "x".repeat(number as usize % 700)),
+        ..Span::default()
+    }
+}
+
+fn request(number: u64) -> Vec<u8> {
+    let scope_spans = vec![ScopeSpans { spans: vec![span(number)], ..ScopeSpans::default() }];
+    ExportTraceServiceRequest { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
+        .encode_to_vec()
+}
+
+/// The destination.
+async fn sink(ledger: Arc<Ledger>) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let take = move |body: Bytes| {
+        let ledger = Arc::clone(&ledger);
+        async move {
+            match ExportTraceServiceRequest::decode(body) {
+                Err(error) => ledger.wrong.lock().push(error.to_string()),
+                Ok(request) => {
+                    let spans = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
+                    for found in spans {
+                        let number = found.span_id.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)) - 1;
+                        if found != span(number) || number >= ledger.next.load(Ordering::SeqCst) {
+                            ledger.wrong.lock().push(format!("span {number} was changed on the way"));
+                        }
+                        ledger.taken.fetch_add(1, Ordering::SeqCst);
+                        ledger.delivered.lock().insert(number);
+                    }
+                }
+            }
+        }
+    };
+    tokio::spawn(axum::serve(listener, axum::Router::new().route("/v1/traces", post(take))).into_future());
+    address
+}
+
+/// Sends one request after the other to whoever listens at the moment.
+async fn load(
+    client: reqwest::Client,
+    target: Arc<Mutex<Option<SocketAddr>>>,
+    ledger: Arc<Ledger>,
+    stop: Arc<AtomicBool>,
+) {
+    while !stop.load(Ordering::SeqCst) {
+        let Some(address) = *target.lock() else {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            continue;
+        };
+        let number = ledger.next.fetch_add(1, Ordering::SeqCst);
+        let sending = client
+            .post(format!("http://{address}/v1/traces"))
+            .header("content-type", "application/x-protobuf")
+            .body(request(number))
+            .send();
+        // Refused or cut off: not acknowledged.
+        if let Ok(answer) = sending.await
+            && answer.status().is_success()
+        {
+            ledger.acknowledged.lock().insert(number);
+        }
+    }
+}
+
+fn plan(sink: SocketAddr) -> Plan {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("forebay.yaml");
+    let text = format!(
+        "receivers:\n  otlp: {{protocols: {{http: {{endpoint: 127.0.0.1:0}}}}}}\n\
+         exporters:\n  otlp_http: {{endpoint: 'http://{sink}', sending_queue: {{batch: {{flush_timeout: 5ms}}}}, \
+         retry_on_failure: {{initial_interval: 5ms, max_interval: 20ms}}}}\n\
+         service:\n  pipelines:\n    traces: {{receivers: [otlp], exporters: [otlp_http]}}\n"
+    );
+    std::fs::write(&path, text).expect("written");
+    let sources = Sources { configs: vec![path.display().to_string()], sets: Vec::new() };
+    config::load_plan(&sources, &RealWorld).expect("a valid configuration")
+}
+
+/// One life of the application, until somebody cuts its power.
+struct Life {
+    runtime: Runtime,
+    store: Arc<Store>,
+    running: Running,
+}
+
+impl Life {
+    /// None when the power went off while it started.
+    fn start(world: &Arc<World>, plan: &Plan) -> Result<Option<(Life, SocketAddr)>, String> {
+        let options = Options {
+            max_size_bytes: Some(64 * SEGMENT_BYTES),
+            segment_bytes: Some(SEGMENT_BYTES),
+            tail_bytes_max: 32 << 10,
+            checkpoint_interval: Duration::from_millis(3),
+            syncs_per_second_max: None,
+        };
+        let observer = Arc::new(Unobserved);
+        let opened =
+            Store::open_with(world.disk(), Path::new(DIR), &options, observer, world.catalogs(), Drive::Threads);
+        let (store, report) = match opened {
+            Ok(opened) => opened,
+            Err(_) if world.is_off() => return Ok(None),
+            Err(error) => return Err(format!("it does not start: {error}")),
+        };
+        let lost: Vec<_> = report.queues.values().flat_map(|queue| &queue.lost).collect();
+        if !lost.is_empty() {
+            return Err(format!("loss is reported: {lost:?}"));
+        }
+        let store = Arc::new(store);
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let started = runtime.block_on(async {
+            let receivers = build::bind_receivers(plan).await.expect("bound");
+            let address = receivers[0].http_addresses()[0];
+            let memory = Memory::new(Some(64 << 20), 1);
+            Running::start(plan, Path::new(DIR), &memory, &store, receivers).map(|running| (running, address))
+        });
+        match started {
+            Ok((running, address)) => Ok(Some((Life { runtime, store, running }, address))),
+            Err(_) if world.is_off() => {
+                store.close();
+                Ok(None)
+            }
+            Err(error) => Err(format!("it does not start: {error}")),
+        }
+    }
+
+    /// Its power is off: nothing that it still does reaches the disk.
+    fn end(self) {
+        drop(self.running);
+        self.runtime.shutdown_timeout(Duration::from_secs(10));
+        self.store.close();
+    }
+}
+
+fn number_of(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), String> {
+    let started = Instant::now();
+    while !condition() {
+        if started.elapsed() > PATIENCE {
+            return Err(format!("not within {PATIENCE:?}: {what}"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn run(cuts: u64, seed: u64, dishonesty: Option<Dishonesty>) -> Result<(), String> {
+    let mut rng = Rng::with_seed(seed);
+    let world = World::new(seed, 256 << 20);
+    let disk = world.disk();
+    disk.create_dir(Path::new("/volume")).and_then(|()| disk.sync_dir(Path::new("/"))).expect("a volume");
+    world.set_dishonesty(dishonesty);
+    let ledger = Arc::new(Ledger::default());
+    let outside =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let plan = plan(outside.block_on(sink(Arc::clone(&ledger))));
+    let target = Arc::new(Mutex::new(None));
+    let stop = Arc::new(AtomicBool::new(false));
+    // Another test may have installed it already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().expect("a client");
+    for _ in 0..CLIENTS {
+        outside.spawn(load(client.clone(), Arc::clone(&target), Arc::clone(&ledger), Arc::clone(&stop)));
+    }
+    let mut while_starting = 0;
+    for cut in 0..cuts {
+        world.cut_power_in(Some(rng.u64(0..400)));
+        match Life::start(&world, &plan).map_err(|reason| format!("after cut {cut}: {reason}"))? {
+            None => while_starting += 1,
+            Some((life, address)) => {
+                world.set_faults(Faults {
+                    failing_syncs: rng.u32(0..2),
+                    failing_writes: rng.u32(0..2),
+                    sync_delay: Duration::from_micros(rng.u64(0..1_000)),
+                    ..Faults::default()
+                });
+                *target.lock() = Some(address);
+                eventually("the power goes off under load", || world.is_off())?;
+                *target.lock() = None;
+                life.end();
+                world.set_faults(Faults::default());
+            }
+        }
+        world.cut_power([Fate::Any, Fate::Any, Fate::Any, Fate::Torn, Fate::Empty][rng.usize(..5)]);
+        let wrong = ledger.wrong.lock();
+        if !wrong.is_empty() {
+            return Err(format!("after cut {cut}: {wrong:?}"));
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    let (life, _) = Life::start(&world, &plan)?.ok_or("the power went off again")?;
+    eventually("all that was acknowledged is delivered", || {
+        ledger.acknowledged.lock().is_subset(&ledger.delivered.lock())
+    })?;
+    life.end();
+    let (acknowledged, taken) = (ledger.acknowledged.lock().len() as u64, ledger.taken.load(Ordering::SeqCst));
+    println!("{cuts} cuts, {while_starting} of them while starting: {acknowledged} acknowledged, {taken} delivered");
+    if acknowledged <= cuts {
+        return Err("it did not work between the cuts".to_owned());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_whole_application_delivers_what_it_acknowledged_through_power_cuts() {
+    let cuts = number_of("FOREBAY_APP_CUTS").unwrap_or(CUTS);
+    let seed = number_of("FOREBAY_SEED").unwrap_or(1);
+    if let Err(reason) = run(cuts, seed, None) {
+        panic!(
+            "{reason}
+again: FOREBAY_SEED={seed} FOREBAY_APP_CUTS={cuts} cargo test --lib whole_application"
+        );
+    }
+}
+
+#[test]
+fn mutant_a_sync_that_lies_is_caught_by_the_whole_application() {
+    let reason = run(50 * CUTS, 1, Some(Dishonesty::LyingSync)).expect_err("a lie is noticed");
+    println!("{reason}");
+}

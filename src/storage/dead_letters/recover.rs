@@ -1,0 +1,116 @@
+//! Opening: which letters the files hold.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::record::NO_PREVIOUS;
+use crate::storage::segment::{self, Gap, HEADER_PAGE_LEN, HeaderPage, Identity, Scanner, Step};
+
+use super::index::Index;
+use super::segments::{Kind, TEMPORARY_PREFIX, tombstone_ids};
+
+/// What opening found.
+#[derive(Debug, Default)]
+pub struct Opened {
+    /// Stretches that are no records, with records behind them, and files that are no segments: lost letters.
+    pub damage: Vec<String>,
+}
+
+pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened)> {
+    disk.create_dir(dir)?;
+    if let Some(parent) = dir.parent() {
+        disk.sync_dir(parent)?;
+    }
+    let mut index = Index::default();
+    let mut opened = Opened::default();
+    let mut ids = Vec::new();
+    for entry in disk.list(dir)? {
+        if entry.name.starts_with(TEMPORARY_PREFIX) {
+            disk.remove(&dir.join(&entry.name))?;
+        } else if let Some(id) = segment::parse_file_name(&entry.name) {
+            ids.push(id);
+        }
+    }
+    ids.sort_unstable();
+    let newest = ids.last().copied();
+    for id in ids {
+        let path = segment::path_in(dir, id);
+        let file = disk.open(&path)?;
+        let mut page = vec![0; HEADER_PAGE_LEN as usize];
+        let read = file.read_at(&mut page, 0)?;
+        match Identity::decode(&page[..read]) {
+            HeaderPage::Valid(identity) if identity.id == id => {
+                let allocated_bytes = file.size()?;
+                index.add_segment(identity, Arc::clone(&file), allocated_bytes, allocated_bytes);
+                let mut scanner = Scanner::new(file, identity, HEADER_PAGE_LEN, allocated_bytes);
+                let end = read_segment(&mut scanner, &mut index, &path, &mut opened)?;
+                let Some(segment) = index.segments.get_mut(&id) else { continue };
+                segment.end = end;
+                let used = end.next_multiple_of(HEADER_PAGE_LEN);
+                if used < allocated_bytes {
+                    if Some(id) != newest && !is_zero(segment.file.as_ref(), used, allocated_bytes)? {
+                        opened.damage.push(format!("{} is damaged from byte {end} on", path.display()));
+                    } else {
+                        // What was allocated and never written, or never confirmed.
+                        segment.file.set_len(used)?;
+                        segment.file.sync_data()?;
+                        segment.allocated_bytes = used;
+                    }
+                }
+            }
+            HeaderPage::UnknownVersion(version) => {
+                let message = format!("{} has format {version}, which this version does not know", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+            HeaderPage::Valid(_) | HeaderPage::Damaged => {
+                opened.damage.push(format!("{} has no valid header", path.display()));
+            }
+        }
+    }
+    index.drop_orphans();
+    Ok((index, opened))
+}
+
+/// Takes the records in, checking each; returns the end of the last.
+fn read_segment(scanner: &mut Scanner, index: &mut Index, path: &Path, opened: &mut Opened) -> io::Result<u64> {
+    let mut end = HEADER_PAGE_LEN;
+    let mut gaps: Vec<Gap> = Vec::new();
+    loop {
+        match scanner.step()? {
+            Step::Record(located, record) => {
+                // Of a group whose sync never returned any part may be missing. What a later group stands behind was
+                // confirmed: its loss is damage.
+                let confirmed = located.header.durable_end;
+                for gap in gaps.extract_if(.., |gap| gap.offset < confirmed) {
+                    let Gap { offset, len } = gap;
+                    opened.damage.push(format!("{} is damaged at byte {offset}, {len} bytes", path.display()));
+                }
+                end = scanner.offset();
+                debug_assert_ne!(located.header.previous, NO_PREVIOUS);
+                let is_tombstone = Kind::of(&located.header) == Some(Kind::Tombstone);
+                let ended = if is_tombstone { tombstone_ids(&record.metadata) } else { Vec::new() };
+                index.take(&located.header, located.offset, &ended);
+            }
+            Step::Gap(gap) => gaps.push(gap),
+            // Nothing after it is whole: the end, or a write that was never confirmed.
+            Step::End => return Ok(end),
+        }
+    }
+}
+
+fn is_zero(file: &dyn DiskFile, mut at: u64, end: u64) -> io::Result<bool> {
+    let mut chunk = vec![0; 64 << 10];
+    while at < end {
+        let read = file.read_at(&mut chunk, at)?;
+        if chunk[..read].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        if read == 0 {
+            break;
+        }
+        at += read as u64;
+    }
+    Ok(true)
+}

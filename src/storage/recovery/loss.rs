@@ -1,0 +1,129 @@
+//! Tells what was lost from what was never acknowledged.
+//!
+//! Each record names the one published before it. Followed down from the newest, that chain passes every record that
+//! was ever acknowledged and none of those that a failed sync left behind. A torn group is the exception: what of it
+//! was found is kept, and what of it is missing becomes a hole, remembered beside the durable end.
+
+use std::collections::BTreeMap;
+
+use super::Found;
+use crate::storage::catalog::SegmentRow;
+use crate::storage::log::Lost;
+use crate::storage::ranges::RangeSet;
+use crate::storage::record::end_after;
+use crate::storage::segment::HEADER_PAGE_LEN;
+
+pub(super) struct LossFinder {
+    durable_end: u64,
+    holes: RangeSet,
+    /// Behind the sequence that the chain leads to next, 0 at its start; None where nothing tells.
+    wanted_end: Option<u64>,
+    findings: Findings,
+}
+
+#[derive(Default)]
+pub(super) struct Findings {
+    pub lost: Vec<Lost>,
+    /// Missing and never acknowledged.
+    pub torn: RangeSet,
+    /// Found and not on the chain.
+    pub stray: RangeSet,
+}
+
+impl LossFinder {
+    /// `holes`: what is known to be missing already.
+    pub fn new(durable_end: u64, holes: RangeSet) -> LossFinder {
+        LossFinder { durable_end, holes, wanted_end: None, findings: Findings::default() }
+    }
+
+    /// The catalogue knows a segment whose file is gone.
+    pub fn missing_segment(&mut self, row: &SegmentRow) {
+        self.findings.lost.push(Lost {
+            segment_id: row.id,
+            offset: 0,
+            bytes: row.valid_end,
+            sequences: row.first_sequence..row.last_sequence + 1,
+            reason: "the segment file is missing".to_owned(),
+        });
+    }
+
+    /// `recorded_end`: the durable end as catalogue and witness have it.
+    pub fn find(mut self, found: &BTreeMap<u64, Found>, recorded_end: u64) -> Findings {
+        self.wanted_end = Some(recorded_end).filter(|end| *end > 0);
+        let newest = found.values().rev().find(|found| found.segment.records > 0);
+        if newest.is_some_and(|newest| newest.segment.last >= recorded_end) {
+            self.wanted_end = None;
+        }
+        for (id, found) in found.iter().rev() {
+            self.pass(*id, found);
+        }
+        if let Some((id, oldest)) = found.iter().find(|(_, found)| found.segment.records > 0) {
+            self.miss_front(*id, oldest);
+        }
+        self.findings
+    }
+
+    /// Below the oldest segment nothing is expected, but it may have lost its own front.
+    fn miss_front(&mut self, id: u64, oldest: &Found) {
+        let Some(first) = oldest.scan.as_ref().and_then(|scan| scan.records.first()) else { return };
+        let is_on_chain = self.wanted_end == Some(end_after(first.header.previous));
+        if is_on_chain && first.offset > HEADER_PAGE_LEN {
+            let bytes = first.offset - HEADER_PAGE_LEN;
+            self.miss(id, oldest.segment.identity.sequence_floor, HEADER_PAGE_LEN, bytes);
+        }
+    }
+
+    fn pass(&mut self, id: u64, found: &Found) {
+        let segment = &found.segment;
+        let Some(scan) = &found.scan else {
+            if self.wanted_end.is_some_and(|end| end <= segment.first) {
+                return self.stray(segment.last);
+            }
+            self.miss(id, segment.last + 1, 0, 0);
+            self.wanted_end = Some(segment.previous_end);
+            return;
+        };
+        for located in scan.records.iter().rev() {
+            let header = &located.header;
+            if self.wanted_end.is_some_and(|end| end <= header.sequence) {
+                // Left behind by a write that failed; its request was answered otherwise.
+                self.findings.stray.insert(header.sequence..header.sequence + 1);
+                self.stray(header.sequence);
+                continue;
+            }
+            let gap = scan.gaps.iter().find(|gap| gap.offset > located.offset);
+            let (offset, bytes) = gap.map_or((segment.valid_end, 0), |gap| (gap.offset, gap.len));
+            self.miss(id, header.sequence + 1, offset, bytes);
+            self.wanted_end = Some(end_after(header.previous));
+        }
+    }
+
+    /// The chain passes by all numbers from what it wants to the one of such a record: none of them was acknowledged.
+    fn stray(&mut self, sequence: u64) {
+        if let Some(end) = self.wanted_end {
+            self.findings.torn.insert(end..sequence + 1);
+        }
+    }
+
+    /// What the chain wanted from `start` on is not there.
+    fn miss(&mut self, segment_id: u64, start: u64, offset: u64, bytes: u64) {
+        let Some(end) = self.wanted_end else { return };
+        let missing = start..end;
+        // At and above the durable end nothing was acknowledged: a torn tail, no loss.
+        let below = missing.start..missing.end.min(self.durable_end);
+        if missing.end > missing.start.max(self.durable_end) {
+            self.findings.torn.insert(missing.start.max(self.durable_end)..missing.end);
+        }
+        for sequences in self.holes.gaps(below) {
+            let known = self
+                .findings
+                .lost
+                .iter()
+                .any(|lost| lost.sequences.start <= sequences.start && lost.sequences.end >= sequences.end);
+            if !known {
+                let reason = "records failed their check".to_owned();
+                self.findings.lost.push(Lost { segment_id, offset, bytes, sequences, reason });
+            }
+        }
+    }
+}
