@@ -1,5 +1,6 @@
 //! Metrics page and health endpoints.
 
+pub mod control;
 mod health;
 
 use std::net::SocketAddr;

@@ -20,7 +20,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Health, Phase};
+use crate::admin::{self, Health, Phase, control};
 use crate::config::{LogEncoding, Plan};
 use crate::receivers::listen::BindError;
 use crate::storage::{Options, RealDisk, Store, StoreError};
@@ -129,6 +129,10 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
 
     let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers)?;
     let budget = &running.budget;
+    let retry = observe::answer_control(&running.subscriptions);
+    if let Err(error) = control::serve(&data_dir, retry, pages_end.clone()) {
+        tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` cannot reach this process");
+    }
     figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions));
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
     health.set_phase(Phase::Running);

@@ -3,12 +3,13 @@
 mod arguments;
 mod healthcheck;
 mod output;
+mod queue;
 
-use crate::config::{self, Plan, RealWorld, Sources, World};
+use crate::config::{self, DataDirSetting, Plan, RealWorld, Sources, World};
 use crate::settings::Problem;
 use arguments::{Arguments, Command, ConfigArguments, RunArguments};
 use clap::Parser;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Exit code for a bad configuration (`EX_CONFIG` of sysexits.h).
@@ -77,6 +78,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::PrintConfig(config)) => print_config(&config),
         Some(Command::Components) => output::print(&config::components::list()),
         Some(Command::Version) => output::print(&format!("forebay {}\n", env!("CARGO_PKG_VERSION"))),
+        Some(Command::Queue { command }) => queue::run(command),
         Some(Command::Healthcheck { endpoint }) => healthcheck::check(&endpoint).map_err(Failure::Other),
     }
 }
@@ -84,14 +86,13 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
 fn run(arguments: RunArguments) -> Result<(), Failure> {
     let plan = load(&arguments.config)?;
     plan.warnings.iter().for_each(|warning| output::complain(warning));
-    let data_dir = data_dir(&arguments, &plan)?;
+    let data_dir = data_dir(arguments.data_dir.as_deref(), plan.data_dir.as_ref())?;
     crate::app::run(plan, data_dir).map_err(|error| Failure::Other(error.to_string()))
 }
 
-fn data_dir(arguments: &RunArguments, plan: &Plan) -> Result<PathBuf, Failure> {
+fn data_dir(flag: Option<&Path>, setting: Option<&DataDirSetting>) -> Result<PathBuf, Failure> {
     use config::data_dir::{is_writable, resolve};
-    let flag = arguments.data_dir.as_deref();
-    resolve(flag, plan.data_dir.as_ref(), &RealWorld, is_writable).map_err(Failure::DataDir)
+    resolve(flag, setting, &RealWorld, is_writable).map_err(Failure::DataDir)
 }
 
 fn sources(config: &ConfigArguments) -> Sources {

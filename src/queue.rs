@@ -1,7 +1,9 @@
 //! Intake, leases and settling over the segment log, and the byte budget that bounds memory.
 
 pub mod budget;
+pub mod lease;
 pub mod metadata;
+pub mod overflow;
 pub mod router;
 pub mod subscription;
 
@@ -12,8 +14,10 @@ use std::time::Duration;
 use crate::otlp::{Encoding, Metadata, Signal};
 pub use crate::storage::Durable;
 pub use budget::{Budget, Permit};
+pub use lease::Lease;
+pub use overflow::{Giver, Overflow};
 pub use router::Router;
-pub use subscription::{Lease, LeaseLimits, Settled, Subscription, SubscriptionStatus};
+pub use subscription::{GivenUp, LeaseLimits, Settled, Subscription, SubscriptionStatus};
 
 /// One request, validated, on its way into the queues of its pipelines.
 #[derive(Debug)]

@@ -8,6 +8,7 @@
 
 mod kind;
 mod node;
+mod on_full;
 mod problem;
 mod retry;
 mod sending_queue;
@@ -18,6 +19,7 @@ mod units;
 
 pub use kind::Kind;
 pub use node::{Entry, Node, Origin, Value};
+pub use on_full::OnFull;
 pub use problem::{Problem, Problems, Severity};
 pub use retry::Retry;
 pub use sending_queue::{BatchLimits, SendingQueue, Sizer};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! data directory
-//!   LOCK  FORMAT  witness
+//!   LOCK  FORMAT  witness  admin.sock (the running process's, made by `admin`)
 //!   catalog/                      sled: segment rows, cursor rows, generation; rebuildable
 //!   queues/<queue id>/<id>.seg    the source of truth: records, synced before they are acknowledged
 //!   dlq/<id>.seg                  dead letters, their tombstones and notes; dlq/invalid/ what was malformed at the door
@@ -35,6 +35,7 @@ pub mod log;
 #[cfg(test)]
 pub mod mutant;
 pub mod ranges;
+pub mod read_only;
 pub mod record;
 pub mod recovery;
 pub mod segment;
@@ -42,6 +43,7 @@ pub mod segment;
 pub mod simulated;
 pub mod space;
 pub mod store;
+pub mod survey;
 pub mod witness;
 
 pub use backlog::{Limit, Weight};

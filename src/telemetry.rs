@@ -64,7 +64,7 @@ fn describe() {
         );
         describe_counter!(
             format!("forebay_exporter_dropped_{items}"),
-            "Items that will never be delivered, by reason: rejected (by a partial success)."
+            "Items that will never be delivered, by reason: rejected (by a partial success), queue_full (on_full: drop)."
         );
         describe_counter!(
             format!("forebay_exporter_held_{items}"),
@@ -218,6 +218,12 @@ impl ExporterMetrics {
             self.in_flight[signal].decrement(-change as f64);
         }
     }
+}
+
+/// Items of one exporter that were given up at the cap.
+pub fn queue_full_drops(exporter: &str, signal: usize) -> Counter {
+    let (data_type, items) = SIGNALS[signal];
+    counter!(format!("forebay_exporter_dropped_{items}"), "exporter" => exporter.to_owned(), "data_type" => data_type, "reason" => "queue_full")
 }
 
 /// One exporter's part of one queue, as it is now.

@@ -3,28 +3,35 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{ExporterPlan, Plan, StartAt as PlannedStart};
 use crate::exporters::Context;
+use crate::otlp::Signal;
 use crate::pipeline::{self, BatchPolicy, Destination, Drain, RetryPolicy};
-use crate::queue::{Router, Subscription};
+use crate::queue::{Giver, Router, Subscription};
 use crate::receivers::otlp::Bound;
-use crate::settings::Sizer;
-use crate::storage::{Log, StartAt, Store};
-use crate::telemetry::ExporterMetrics;
+use crate::settings::{OnFull, Sizer};
+use crate::storage::{Log, StartAt, Store, Weight};
+use crate::telemetry::{self, ExporterMetrics};
 
 use super::Error;
 use super::limits::Memory;
 use super::observe::{ExporterMeter, Observed};
+
+/// Drops of one exporter are logged this often at the most; the count is in the metrics.
+const LOG_DROPS_EVERY: Duration = Duration::from_secs(10);
 
 /// What runs, for those who watch it.
 pub struct Built {
     /// One per receiver, in the plan's order.
     pub routers: Vec<Router>,
     pub subscriptions: Vec<Observed>,
+    /// Those that give up old records at the cap.
+    pub givers: Vec<Giver>,
     pub leaves_machine: bool,
     /// Files of `file` exporters.
     pub local_paths: Vec<PathBuf>,
@@ -78,7 +85,8 @@ pub fn build(
 
     let mut routers: Vec<Router> = plan.receivers.iter().map(|_| Router::new()).collect();
     let mut subscriptions = Vec::new();
-    let mut planned: BTreeMap<&str, &'static str> = BTreeMap::new();
+    let mut givers = Vec::new();
+    let mut planned: BTreeMap<&str, Signal> = BTreeMap::new();
     for pipeline in &plan.pipelines {
         let exporters: Vec<_> = pipeline.exporters.iter().filter_map(|id| destinations.get(id.as_str())).collect();
         let cursors: Vec<(String, StartAt)> = exporters
@@ -97,7 +105,7 @@ pub fn build(
                 log.limit_backlog(&exporter.cursor_id, exporter.sending_queue.sizer, size);
             }
         }
-        planned.insert(&pipeline.queue_id, pipeline.signal.name());
+        planned.insert(&pipeline.queue_id, pipeline.signal);
         for (receiver, router) in plan.receivers.iter().zip(&mut routers) {
             if pipeline.receivers.contains(&receiver.id) {
                 router.add(pipeline.signal, Arc::clone(&log));
@@ -106,13 +114,19 @@ pub fn build(
     }
     // Queues of pipelines that are gone go on draining to exporters that are still here.
     for log in store.queues() {
-        let signal = planned.get(log.id()).copied();
+        let signal = planned.get(log.id()).map(|signal| signal.name());
         for cursor in log.status().cursors {
             let exporter = destinations.values().find(|(exporter, _)| exporter.cursor_id == cursor.name);
             match exporter {
-                Some((_, destination)) => {
+                Some((exporter, destination)) => {
+                    if exporter.on_full == OnFull::Drop {
+                        log.let_give_way(&cursor.name);
+                    }
                     let subscription = Subscription::new(Arc::clone(&log), &cursor.name);
                     deliveries.spawn(pipeline::run(Arc::clone(&subscription), Arc::clone(destination), drain.clone()));
+                    if exporter.on_full == OnFull::Drop {
+                        givers.push(giver(&subscription, &exporter.id, planned.get(log.id()).copied()));
+                    }
                     let destination = Arc::clone(destination);
                     subscriptions.push(Observed { signal: signal.unwrap_or("orphan"), subscription, destination });
                 }
@@ -123,7 +137,29 @@ pub fn build(
             tracing::warn!(queue = log.id(), "no pipeline feeds this queue any more; what it holds is still delivered");
         }
     }
-    Ok(Built { routers, subscriptions, leaves_machine, local_paths })
+    Ok(Built { routers, subscriptions, givers, leaves_machine, local_paths })
+}
+
+/// Counts what an exporter gives up, and says so now and then.
+fn giver(subscription: &Arc<Subscription>, exporter: &str, signal: Option<Signal>) -> Giver {
+    let counted = signal.map(|signal| telemetry::queue_full_drops(exporter, signal as usize - 1));
+    let (queue, exporter) = (subscription.queue().to_owned(), exporter.to_owned());
+    let last = Mutex::new(None::<Instant>);
+    let on_drop = move |weight: &Weight| {
+        if let Some(counted) = &counted {
+            counted.increment(weight.items);
+        }
+        let mut last = last.lock();
+        if last.is_none_or(|at| at.elapsed() >= LOG_DROPS_EVERY) {
+            *last = Some(Instant::now());
+            tracing::error!(
+                %queue, %exporter, items = weight.items, records = weight.records,
+                "the queue is full: the oldest records of this exporter are dropped (on_full: drop); the count is in \
+                 forebay_exporter_dropped_*"
+            );
+        }
+    };
+    Giver { subscription: Arc::clone(subscription), on_drop: Box::new(on_drop) }
 }
 
 fn warn_orphan(log: &Log, cursor: &str, backlog_records: u64) {

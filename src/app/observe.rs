@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admin::control::{Answer, Request};
 use crate::otlp::Signal;
 use crate::pipeline::{Destination, Meter};
 use crate::queue::{Budget, Subscription};
@@ -65,6 +66,32 @@ pub struct Observed {
     pub signal: &'static str,
     pub subscription: Arc<Subscription>,
     pub destination: Arc<Destination>,
+}
+
+/// What the control socket is answered.
+pub fn answer_control(observed: &[Observed]) -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+    let subscriptions: Vec<Arc<Subscription>> = observed.iter().map(|one| Arc::clone(&one.subscription)).collect();
+    move |Request::Retry { queue, exporter }| {
+        let wanted = |subscription: &&Arc<Subscription>| {
+            queue.as_deref().is_none_or(|queue| queue == subscription.queue())
+                && exporter.as_deref().is_none_or(|exporter| exporter == subscription.cursor())
+        };
+        let mut found = subscriptions.iter().filter(wanted).peekable();
+        if found.peek().is_none() {
+            let known: Vec<String> =
+                subscriptions.iter().map(|one| format!("{} in {}", one.cursor(), one.queue())).collect();
+            let error = format!("no exporter of a queue has that name; there are: {}", known.join(", "));
+            return Answer { ranges: 0, error: Some(error) };
+        }
+        let ranges = found.map(|subscription| subscription.retry_held()).sum();
+        tracing::info!(
+            ranges,
+            ?queue,
+            ?exporter,
+            "what was set aside is tried again, as asked over the control socket"
+        );
+        Answer { ranges, error: None }
+    }
 }
 
 pub fn disk_check(store: &Arc<Store>) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {

@@ -11,7 +11,7 @@ use super::limits::Memory;
 use super::observe::Observed;
 use crate::config::{Plan, ShutdownPlan};
 use crate::pipeline::Drain;
-use crate::queue::Budget;
+use crate::queue::{Budget, Overflow};
 use crate::receivers::otlp::Bound;
 use crate::storage::Store;
 
@@ -24,6 +24,7 @@ pub struct Running {
     serving: TaskTracker,
     drain: Drain,
     deliveries: TaskTracker,
+    overflow: Overflow,
 }
 
 impl Running {
@@ -32,13 +33,15 @@ impl Running {
         plan: &Plan,
         data_dir: &Path,
         memory: &Memory,
-        store: &Store,
+        store: &Arc<Store>,
         receivers: Vec<Bound>,
     ) -> Result<Running, super::Error> {
         let drain = Drain::default();
         let deliveries = TaskTracker::new();
         let built = build::build(plan, data_dir, store, memory, &drain, &deliveries)?;
         deliveries.close();
+        let overflow = Overflow::start(store, built.givers)
+            .map_err(|error| super::Error::Setup(format!("failed to start a thread: {error}")))?;
         let budget = Budget::new(memory.intake_bytes);
         let receivers_end = CancellationToken::new();
         let serving = TaskTracker::new();
@@ -56,6 +59,7 @@ impl Running {
             serving,
             drain,
             deliveries,
+            overflow,
         })
     }
 
@@ -76,5 +80,6 @@ impl Running {
         }
         self.drain.abort.cancel();
         self.deliveries.wait().await;
+        self.overflow.close();
     }
 }

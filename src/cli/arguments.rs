@@ -1,5 +1,6 @@
 //! The command line as it is written.
 
+use super::queue::QueueCommand;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -30,6 +31,11 @@ pub enum Command {
     Components,
     /// Print the version
     Version,
+    /// Look into a data directory, and mend it
+    Queue {
+        #[command(subcommand)]
+        command: QueueCommand,
+    },
     /// Ask a running forebay whether it is alive
     Healthcheck {
         /// Where its health endpoint is
@@ -46,6 +52,7 @@ impl Command {
             Command::PrintConfig(_) => "print-config",
             Command::Components => "components",
             Command::Version => "version",
+            Command::Queue { .. } => "queue",
             Command::Healthcheck { .. } => "healthcheck",
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::exporters::{self, StatusPolicy};
 use crate::otlp::Signal;
-use crate::settings::{Origin, Problem, Retry, SendingQueue};
+use crate::settings::{OnFull, Origin, Problem, Retry, SendingQueue};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +62,7 @@ pub struct ExporterPlan {
     pub settings: Arc<dyn exporters::Settings>,
     pub retry: Retry,
     pub sending_queue: SendingQueue,
+    pub on_full: OnFull,
     pub start_at: StartAt,
     /// None: the exporter kind's default.
     pub max_request_bytes: Option<u64>,
@@ -80,6 +81,8 @@ pub enum StartAt {
 pub struct QueuePlan {
     /// None: min(10 GiB, half of what is free).
     pub max_size_bytes: Option<u64>,
+    /// Of exporters that say nothing themselves.
+    pub on_full: OnFull,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

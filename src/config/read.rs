@@ -70,6 +70,7 @@ fn resolve(mut written: Written, problems: &mut Problems) -> Plan {
     let pipelines = pipelines::resolve(&mut written, problems);
     let memory_limit_bytes = written.forebay.memory_limit_bytes.or(pipelines.memory_limit_bytes);
     let exporters = pipelines::exporters(&mut written, &pipelines, problems);
+    pipelines::warn_of_blocking(&written, &pipelines.plans, &exporters, problems);
     let receivers = pipelines::receivers(&mut written, &pipelines.plans);
     warn_unused(&written, problems);
     Plan {

@@ -1,7 +1,7 @@
 mod status_policy;
 
 use super::*;
-use crate::settings::{Node, Severity, Value};
+use crate::settings::{Node, OnFull, Severity, Value};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -399,4 +399,34 @@ proptest! {
         let read = yaml::parse(&printed).expect("reads");
         prop_assert_eq!(value(&read, "k"), Value::Text(text.replace('$', "$$")));
     }
+}
+
+#[test]
+fn on_full_is_read_by_exporter_and_park_is_refused_with_a_remedy() {
+    let world = files(
+        "\
+exporters:
+  debug/b:
+  debug/c:
+service:
+  pipelines:
+    traces: {exporters: [debug, debug/b, debug/c]}
+forebay:
+  queue: {on_full: drop}
+  exporters:
+    debug/b: {on_full: block}
+    debug/c: {on_full: block}
+",
+    );
+    let plan = load_plan(&sources(&["base.yaml", "c.yaml"], &[]), &world).expect("valid");
+    let by_id = |id: &str| plan.exporters.iter().find(|exporter| exporter.id == id).expect("there").on_full;
+    assert_eq!([by_id("debug"), by_id("debug/b")], [OnFull::Drop, OnFull::Block]);
+    let blocking: Vec<_> =
+        plan.warnings.iter().map(ToString::to_string).filter(|line| line.contains("share one queue")).collect();
+    assert_eq!(blocking.len(), 1, "{blocking:?}");
+    assert!(blocking[0].contains("`debug/b`, `debug/c` of the pipeline `traces`"), "{blocking:?}");
+    let errors = errors_over_base("forebay:\n  exporters:\n    debug: {on_full: park}\n");
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].contains("forebay.exporters.debug.on_full: park needs the dead-letter queue"), "{errors:?}");
+    assert!(errors[0].contains("write block") && errors[0].contains("or drop"), "{errors:?}");
 }

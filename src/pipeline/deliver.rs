@@ -49,10 +49,7 @@ impl Delivery {
             Some(lease) => lease,
             None => return Ok(None),
         };
-        let is_small = |lease: &Lease| {
-            let items: u64 = lease.records().iter().map(|record| u64::from(record.items)).sum();
-            items < policy.min_items
-        };
+        let is_small = |lease: &Lease| item_count(lease) < policy.min_items;
         if is_small(&lease) && !policy.flush_timeout.is_zero() && self.destination.clock.is_open() {
             let flush_at = oldest(&lease) + policy.flush_timeout;
             tokio::select! {
@@ -92,6 +89,10 @@ impl Delivery {
     }
 }
 
+fn item_count(lease: &Lease) -> u64 {
+    lease.records().iter().map(|record| u64::from(record.items)).sum()
+}
+
 fn raw_bytes(lease: &Lease) -> u64 {
     lease.records().iter().map(|record| u64::from(record.raw_len)).sum()
 }
@@ -116,7 +117,6 @@ impl Leased {
     pub async fn run(mut self) {
         let destination = Arc::clone(&self.destination);
         let bytes = raw_bytes(&self.lease);
-        let items: u64 = self.lease.records().iter().map(|record| u64::from(record.items)).sum();
         let first_attempt = Instant::now();
         let mut attempts_while_open = 0;
         loop {
@@ -141,6 +141,19 @@ impl Leased {
                 pass.failed(None);
                 continue;
             }
+            let items = match self.lease.claim().await {
+                Ok(true) => item_count(&self.lease),
+                Ok(false) => {
+                    drop(pass);
+                    return self.lease.settle_empty();
+                }
+                Err(error) => {
+                    self.lease.unclaim();
+                    tracing::error!(exporter = %destination.id, %error, "failed to read a batch again; trying later");
+                    pass.failed(None);
+                    continue;
+                }
+            };
             let built = batch::build(self.signal, self.lease.records()).await;
             let request = match built {
                 Ok(request) => request,
@@ -177,6 +190,7 @@ impl Leased {
                 }
                 Outcome::Failed(failure) => failure,
             };
+            self.lease.unclaim();
             destination.meter.failed(&destination.id, self.signal, items);
             *destination.last_error.lock() = Some(failure.message.clone());
             if failure.class == Class::Batch {

@@ -1,6 +1,6 @@
-//! One exporter's view of one queue: leases in order, redelivery of what was not settled, ranges set aside.
+//! One exporter's view of one queue: leases in order, redelivery of what was not settled, ranges set aside or given up.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::Instant;
 
+use crate::storage::log::Enough;
 use crate::storage::log::Position;
-use crate::storage::{Log, Record, Weight};
+use crate::storage::{Log, RangeSet, Record, Weight};
+
+use super::Lease;
 
 /// Ranges that may be set aside at once; then the exporter stops taking fresh records.
 pub const HELD_RANGES_MAX: usize = 256;
@@ -21,7 +24,7 @@ pub const HELD_RETRY_AFTER: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 #[must_use]
 pub struct Settled {
-    _sealed: (),
+    pub(super) _sealed: (),
 }
 
 impl Settled {
@@ -41,19 +44,36 @@ pub struct LeaseLimits {
 }
 
 #[derive(Debug)]
-struct Held {
-    range: Range<u64>,
-    retry_at: Instant,
-    reason: String,
+pub(super) struct Held {
+    pub range: Range<u64>,
+    pub retry_at: Instant,
+    pub reason: String,
+}
+
+/// What a lease that is out answers for.
+#[derive(Debug)]
+pub(super) struct Out {
+    pub range: Range<u64>,
+    /// On its way to the destination at this moment: it must not be given up, or it would be sent and dropped.
+    pub is_sending: bool,
 }
 
 #[derive(Debug, Default)]
-struct Book {
+pub(super) struct Book {
     /// Ranges whose lease came back unsettled, in the order they came back.
-    redeliver: VecDeque<Range<u64>>,
-    held: Vec<Held>,
-    /// Leases out at the moment.
-    leased: usize,
+    pub redeliver: VecDeque<Range<u64>>,
+    pub held: Vec<Held>,
+    /// Leases out at the moment, by number.
+    pub out: BTreeMap<u64, Out>,
+    pub next_lease: u64,
+}
+
+/// What [`Subscription::give_up`] brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    pub weight: Weight,
+    /// Nothing in the range is unsettled any more.
+    pub is_all: bool,
 }
 
 /// What is waiting and what is set aside.
@@ -66,12 +86,14 @@ pub struct SubscriptionStatus {
 
 #[derive(Debug)]
 pub struct Subscription {
-    log: Arc<Log>,
-    cursor: String,
+    pub(super) log: Arc<Log>,
+    pub(super) cursor: String,
+    /// Whether records may be given up under it ([`Log::let_give_way`] before [`Subscription::new`]).
+    pub(super) gives_way: bool,
     /// Where fresh records are read; one reader at a time.
-    reader: AsyncMutex<Position>,
-    book: Mutex<Book>,
-    changed: Notify,
+    pub(super) reader: AsyncMutex<Position>,
+    pub(super) book: Mutex<Book>,
+    pub(super) changed: Notify,
 }
 
 impl Subscription {
@@ -86,6 +108,7 @@ impl Subscription {
         };
         debug_assert!(low <= fresh);
         Arc::new(Subscription {
+            gives_way: log.gives_way(cursor),
             log,
             cursor: cursor.to_owned(),
             reader: AsyncMutex::new(Position::at(fresh)),
@@ -105,7 +128,7 @@ impl Subscription {
     pub fn status(&self) -> SubscriptionStatus {
         let book = self.book.lock();
         SubscriptionStatus {
-            leased: book.leased,
+            leased: book.out.len(),
             held_ranges: book.held.len(),
             held_reason: book.held.last().map(|held| held.reason.clone()),
         }
@@ -115,7 +138,7 @@ impl Subscription {
     pub async fn is_drained(&self) -> bool {
         let position = self.reader.lock().await.sequence;
         let book = self.book.lock();
-        book.leased == 0 && book.redeliver.is_empty() && position >= self.log.durable_end()
+        book.out.is_empty() && book.redeliver.is_empty() && position >= self.log.durable_end()
     }
 
     /// Waits until there is something to lease.
@@ -163,13 +186,60 @@ impl Subscription {
         book.held.iter().map(|held| held.retry_at).min()
     }
 
-    /// Everything set aside is to be tried now.
-    pub fn retry_held(&self) {
+    /// Everything set aside is to be tried now; how many ranges that are.
+    pub fn retry_held(&self) -> u64 {
         let mut book = self.book.lock();
         let held = std::mem::take(&mut book.held);
+        let count = held.len() as u64;
         book.redeliver.extend(held.into_iter().map(|held| held.range));
         drop(book);
         self.changed.notify_waiters();
+        count
+    }
+
+    /// By how much the backlog is beyond `queue_size`, where records may be given up.
+    pub fn excess(&self) -> Option<(crate::settings::Sizer, u64)> {
+        self.log.excess(&self.cursor)
+    }
+
+    /// Settles what is unsettled in `range` unsent, oldest first, until that is `enough`; what is being sent at this
+    /// moment stays. Blocks on the disk.
+    pub fn give_up(&self, range: Range<u64>, mut enough: Enough) -> std::io::Result<GivenUp> {
+        let mut weight = Weight::default();
+        for part in self.idle_parts(&range) {
+            let (end, part_weight) = self.log.weigh(part.clone(), enough)?;
+            let part = part.start..end.min(part.end);
+            let mut book = self.book.lock();
+            // Weighing took a while: a part that is settled or on its way by now waits for the next round.
+            let is_idle = book.out.values().all(|out| !out.is_sending || !overlap(&out.range, &part));
+            if part.is_empty() || !is_idle || self.log.unsettled(&self.cursor, part.clone()) != [part.clone()] {
+                continue;
+            }
+            self.log.settle_weighed(&self.cursor, part.clone(), part_weight);
+            let settled = |range: &Range<u64>| self.log.unsettled(&self.cursor, range.clone()).is_empty();
+            book.held.retain(|held| !settled(&held.range));
+            book.redeliver.retain(|range| !settled(range));
+            drop(book);
+            weight = weight.plus(&part_weight);
+            if let Some((sizer, size)) = &mut enough {
+                *size = size.saturating_sub(part_weight.measure(*sizer));
+                if *size == 0 {
+                    break;
+                }
+            }
+        }
+        self.changed.notify_waiters();
+        Ok(GivenUp { weight, is_all: self.log.unsettled(&self.cursor, range).is_empty() })
+    }
+
+    /// What is unsettled in `range` and not on its way, ascending.
+    fn idle_parts(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut sending = RangeSet::new();
+        for out in self.book.lock().out.values().filter(|out| out.is_sending) {
+            sending.insert(out.range.clone());
+        }
+        let unsettled = self.log.unsettled(&self.cursor, range.clone());
+        unsettled.into_iter().flat_map(|part| sending.gaps(part)).collect()
     }
 
     /// The next records, or None when there are none just now. All of a lease's records have the same metadata.
@@ -180,7 +250,7 @@ impl Subscription {
             let mut lease = Lease::new(self, range.clone(), Vec::new());
             let (records, next) = self.read(Position::at(range.start), range.end, limits).await?;
             let end = next.sequence.min(range.end);
-            lease.covers.end = end;
+            lease.cover_to(end);
             if end < range.end {
                 self.book.lock().redeliver.push_front(end..range.end);
                 self.changed.notify_waiters();
@@ -189,13 +259,18 @@ impl Subscription {
                 lease.settle(Settled { _sealed: () });
                 return Ok(None);
             }
-            lease.weight = weight_of(&records);
-            lease.records = records;
+            lease.fill(records);
             return Ok(Some(lease));
         }
         let mut position = self.reader.lock().await;
         if self.book.lock().held.len() >= HELD_RANGES_MAX {
             return Ok(None);
+        }
+        if self.gives_way
+            && let Some(low) =
+                self.log.cursor(&self.cursor).map(|cursor| cursor.low()).filter(|low| *low > position.sequence)
+        {
+            *position = Position::at(low);
         }
         let end = self.log.durable_end();
         if position.sequence >= end {
@@ -206,7 +281,7 @@ impl Subscription {
         *position = next;
         let lease = Lease::new(self, start..next.sequence, records);
         drop(position);
-        if lease.records.is_empty() {
+        if lease.records().is_empty() {
             // Numbers never used, or records lost to damage, which the log has reported.
             lease.settle(Settled { _sealed: () });
             return Ok(None);
@@ -215,7 +290,12 @@ impl Subscription {
     }
 
     /// Records from `from` up to `until`, cut where the metadata changes, and the position behind them.
-    async fn read(&self, from: Position, until: u64, limits: LeaseLimits) -> std::io::Result<(Vec<Record>, Position)> {
+    pub(super) async fn read(
+        &self,
+        from: Position,
+        until: u64,
+        limits: LeaseLimits,
+    ) -> std::io::Result<(Vec<Record>, Position)> {
         let chunk = match self.log.read_tail(from, limits.bytes_max, limits.records_max) {
             Some(chunk) => chunk,
             None => {
@@ -242,128 +322,6 @@ impl Subscription {
     }
 }
 
-fn weight_of(records: &[Record]) -> Weight {
-    records.iter().fold(Weight::default(), |sum, record| sum.plus(&record.weight()))
-}
-
-/// Records on their way to a destination. Dropping it redelivers them.
-#[derive(Debug)]
-#[must_use = "dropping a lease redelivers its records"]
-pub struct Lease {
-    subscription: Arc<Subscription>,
-    covers: Range<u64>,
-    records: Vec<Record>,
-    /// Of all records in `covers`, also while they are shed.
-    weight: Weight,
-    open: bool,
-}
-
-impl Lease {
-    fn new(subscription: &Arc<Subscription>, covers: Range<u64>, records: Vec<Record>) -> Lease {
-        subscription.book.lock().leased += 1;
-        let weight = weight_of(&records);
-        Lease { subscription: Arc::clone(subscription), covers, records, weight, open: true }
-    }
-
-    pub fn records(&self) -> &[Record] {
-        &self.records
-    }
-
-    /// Sequences that this lease answers for.
-    pub fn covers(&self) -> Range<u64> {
-        self.covers.clone()
-    }
-
-    /// Adds what comes behind this lease, waiting for it; false when nothing can be added any more (limits reached,
-    /// other metadata, or somebody else has gone on reading).
-    pub async fn extend(&mut self, limits: LeaseLimits) -> std::io::Result<bool> {
-        let mut durable_end = self.subscription.log.watch_durable_end();
-        let subscription = Arc::clone(&self.subscription);
-        loop {
-            let end = *durable_end.borrow_and_update();
-            let mut position = subscription.reader.lock().await;
-            if position.sequence != self.covers.end {
-                return Ok(false);
-            }
-            if position.sequence < end {
-                let (mut records, mut next) = subscription.read(*position, end, limits).await?;
-                let first = self.records.first();
-                let mut bytes: u64 = self.records.iter().map(|record| u64::from(record.raw_len)).sum();
-                let mut items: u64 = self.records.iter().map(|record| u64::from(record.items)).sum();
-                let fits = |record: &Record| {
-                    bytes += u64::from(record.raw_len);
-                    items += u64::from(record.items);
-                    first.is_none_or(|first| first.metadata == record.metadata)
-                        && bytes <= limits.bytes_max
-                        && items <= limits.items_max
-                };
-                let fitting = records.iter().map(fits).take_while(|fits| *fits).count();
-                let all = fitting == records.len() && self.records.len() + fitting < limits.records_max;
-                if fitting < records.len() {
-                    next = Position::at(records[fitting].sequence);
-                    records.truncate(fitting);
-                }
-                *position = next;
-                self.covers.end = next.sequence;
-                self.weight = self.weight.plus(&weight_of(&records));
-                self.records.extend(records);
-                return Ok(all);
-            }
-            drop(position);
-            if durable_end.changed().await.is_err() {
-                return Ok(false);
-            }
-        }
-    }
-
-    /// Gives the memory back while the destination is waited for; [`Lease::reload`] reads the records again.
-    pub fn shed(&mut self) {
-        self.records = Vec::new();
-    }
-
-    /// Reads the records again after [`Lease::shed`].
-    pub async fn reload(&mut self) -> std::io::Result<()> {
-        let limits = LeaseLimits { bytes_max: u64::MAX, records_max: usize::MAX, items_max: u64::MAX };
-        let mut position = Position::at(self.covers.start);
-        let mut records = Vec::new();
-        while position.sequence < self.covers.end {
-            let (more, next) = self.subscription.read(position, self.covers.end, limits).await?;
-            records.extend(more);
-            position = next;
-        }
-        self.records = records;
-        Ok(())
-    }
-
-    /// The records are somebody else's now.
-    pub fn settle(mut self, _settled: Settled) {
-        self.open = false;
-        self.subscription.log.settle_weighed(&self.subscription.cursor, self.covers.clone(), self.weight);
-        self.finish();
-    }
-
-    /// Sets the records aside; later ones go on. They are tried again after [`HELD_RETRY_AFTER`] and after a restart.
-    pub fn hold(mut self, reason: String) {
-        self.open = false;
-        self.subscription.book.lock().held.push(Held {
-            range: self.covers.clone(),
-            retry_at: Instant::now() + HELD_RETRY_AFTER,
-            reason,
-        });
-        self.finish();
-    }
-
-    fn finish(&self) {
-        self.subscription.book.lock().leased -= 1;
-        self.subscription.changed.notify_waiters();
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.open {
-            self.subscription.book.lock().redeliver.push_back(self.covers.clone());
-            self.finish();
-        }
-    }
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }

@@ -16,6 +16,8 @@ use crate::settings::Sizer;
 use crate::storage::log::Observer;
 use crate::storage::{Log, Options, RealDisk, StartAt, Store};
 
+mod overflow;
+
 struct Unobserved;
 impl Observer for Unobserved {}
 

@@ -77,7 +77,8 @@ impl SendingQueue {
         if table.flag("block_on_overflow") == Some(false) {
             table.warn(
                 "block_on_overflow",
-                "a full queue refuses new data with a retryable answer and drops nothing; false is read as true",
+                "a full queue refuses new data with a retryable answer and drops nothing; false is read as true. To give up \
+                 the oldest data instead, set forebay.exporters.<id>.on_full: drop",
             );
         }
         table.flag("wait_for_result").filter(|wait| *wait).inspect(|_| {
@@ -98,7 +99,8 @@ impl SendingQueue {
             table.warn(
                 "queue_size",
                 format!(
-                    "intake is refused (503, UNAVAILABLE) while {size} {} wait for this exporter in one pipeline; \
+                    "intake is refused (503, UNAVAILABLE) while {size} {} wait for this exporter in one pipeline, or, \
+                     with forebay.exporters.<id>.on_full: drop, its oldest records are given up; \
                      `validate` says how long an outage that covers; unset, bytes on disk alone bound it",
                     queue.sizer.name()
                 ),

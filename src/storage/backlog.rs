@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::settings::Sizer;
 
@@ -67,6 +67,8 @@ pub struct Limit {
 pub struct Tally {
     pub cursor: String,
     limit: OnceLock<Limit>,
+    /// Its oldest records give way at the limit, instead of intake.
+    gives_way: AtomicBool,
     records: AtomicU64,
     items: AtomicU64,
     bytes: AtomicU64,
@@ -77,6 +79,7 @@ impl Tally {
         Tally {
             cursor: cursor.to_owned(),
             limit: OnceLock::new(),
+            gives_way: AtomicBool::new(false),
             records: AtomicU64::new(backlog.records),
             items: AtomicU64::new(backlog.items),
             bytes: AtomicU64::new(backlog.bytes),
@@ -92,21 +95,33 @@ impl Tally {
         self.limit.get().copied()
     }
 
+    pub fn let_give_way(&self) {
+        self.gives_way.store(true, Ordering::Release);
+    }
+
+    pub fn gives_way(&self) -> bool {
+        self.gives_way.load(Ordering::Acquire)
+    }
+
     /// Adds a request, or says how much waits already and what the limit is. A request larger than the whole limit is
-    /// taken when nothing waits: its client would come again for ever.
-    pub fn try_add(&self, weight: &Weight) -> Result<(), (u64, Limit)> {
+    /// taken when nothing waits: its client would come again for ever. Ok(true): beyond the limit, and older records
+    /// have to give way.
+    pub fn try_add(&self, weight: &Weight) -> Result<bool, (u64, Limit)> {
         let before = Weight {
             records: self.records.fetch_add(weight.records, Ordering::AcqRel),
             items: self.items.fetch_add(weight.items, Ordering::AcqRel),
             bytes: self.bytes.fetch_add(weight.bytes, Ordering::AcqRel),
         };
-        let Some(limit) = self.limit() else { return Ok(()) };
+        let Some(limit) = self.limit() else { return Ok(false) };
         let waiting = before.measure(limit.sizer);
         if waiting > 0 && waiting.saturating_add(weight.measure(limit.sizer)) > limit.size {
+            if self.gives_way() {
+                return Ok(true);
+            }
             self.subtract(weight);
             return Err((waiting, limit));
         }
-        Ok(())
+        Ok(false)
     }
 
     pub fn subtract(&self, weight: &Weight) {

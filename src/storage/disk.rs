@@ -49,6 +49,7 @@ pub trait Disk: Send + Sync + Debug {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// A file, or an empty directory.
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     fn space(&self, path: &Path) -> io::Result<DiskSpace>;
@@ -158,7 +159,10 @@ impl Disk for RealDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        std::fs::remove_file(path)
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => std::fs::remove_dir(path),
+            other => other,
+        }
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -1,6 +1,8 @@
 //! One queue's segment log: append on its writer thread, read what is durable, settle, reclaim.
 
 pub(super) mod backlog;
+mod forget;
+mod overflow;
 mod prepare;
 mod read;
 mod reclaim;
@@ -27,6 +29,7 @@ use super::segment::{HEADER_PAGE_LEN, Identity};
 use super::space::{Full, Reservation, Space};
 use super::{Durable, RangeSet};
 
+pub use overflow::{Droppable, Enough};
 pub use read::{Chunk, Lost, Position};
 pub use reclaim::QueueSnapshot;
 
@@ -86,6 +89,8 @@ pub struct Shared {
     pub drive: Drive,
     /// Set when a checkpoint has something to write.
     pub dirty: Arc<Signal>,
+    /// Raised when there is no room, or soon will be none, for who can make some.
+    pub pressure: Arc<Signal>,
 }
 
 /// Who does the work of the writer, its helper and the keeper.
@@ -338,23 +343,26 @@ impl Log {
             } else {
                 beyond.div_ceil(usable) * inner.shared.segment_bytes
             };
-            inner.shared.space.check(allocation, || self.holder())?;
+            let checked = inner.shared.space.check(allocation, || self.holder());
+            checked.inspect_err(|_| inner.shared.pressure.raise())?;
         }
         Ok(reservation)
     }
 
-    /// `, held by exporter "x" (…)`: the cursor that is furthest behind.
+    /// `, held by exporter "x" (…)`: of the cursors that do not give way, the one that is furthest behind.
     fn holder(&self) -> String {
+        let giving_way = self.giving_way();
         let state = self.inner.state.lock();
-        match state.cursors.iter().min_by_key(|(_, cursor)| cursor.low()) {
-            Some((name, cursor)) if cursor.low() < state.durable_end => {
+        let behind = state.cursors.iter().filter(|(_, cursor)| cursor.low() < state.durable_end);
+        match behind.min_by_key(|(name, cursor)| (giving_way.contains(*name), cursor.low())) {
+            Some((name, cursor)) => {
                 format!(
                     ", held by exporter \"{name}\" in queue \"{}\", {} records behind",
                     self.inner.id,
                     state.durable_end - cursor.low()
                 )
             }
-            _ => String::new(),
+            None => String::new(),
         }
     }
 

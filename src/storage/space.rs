@@ -108,6 +108,13 @@ impl Space {
         Ok(())
     }
 
+    /// How many bytes have to come back before `bytes` more may be allocated.
+    pub fn shortfall(&self, bytes: u64) -> u64 {
+        let over_cap = self.allocated_bytes().saturating_add(bytes).saturating_sub(self.max_bytes);
+        let over_floor = self.floor_bytes.saturating_add(bytes).saturating_sub(self.available_bytes());
+        over_cap.max(over_floor)
+    }
+
     fn available_bytes(&self) -> u64 {
         let mut reading = self.reading.lock();
         if let Some((at, available_bytes)) = *reading

@@ -1,5 +1,7 @@
 //! The data directory: opened once per process, checkpointed by its keeper thread.
 
+mod mend;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -17,7 +19,7 @@ use super::catalog::{
 };
 use super::cursor::{PERSISTED_RANGES_MAX, StartAt};
 use super::disk::Disk;
-use super::log::{Drive, Log, Observer, QueueSnapshot, Shared};
+use super::log::{Drive, Log, Observer, QueueSnapshot, Shared, Signal};
 use super::recovery::{self, QueueReport};
 use super::space::Space;
 use super::witness::{Account, QueueAccount, Witness};
@@ -193,6 +195,7 @@ impl Store {
                 .map_or(Duration::ZERO, |n| Duration::from_secs(1) / n.max(1)),
             drive,
             dirty: Arc::default(),
+            pressure: Arc::default(),
         };
         let generation = contents.meta.generation.max(witnessed.generation) + 1;
         report.generation = generation;
@@ -304,6 +307,11 @@ impl Store {
 
     pub fn space(&self) -> &Arc<Space> {
         &self.shared.space
+    }
+
+    /// Raised when a queue needs room that is not there.
+    pub fn pressure(&self) -> &Arc<Signal> {
+        &self.shared.pressure
     }
 
     pub fn segment_bytes(&self) -> u64 {
@@ -509,7 +517,7 @@ fn read_text(disk: &dyn Disk, path: &Path) -> String {
     String::from_utf8_lossy(&bytes[..read]).trim().to_owned()
 }
 
-fn check_format(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+pub(super) fn check_format(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     let path = dir.join("FORMAT");
     let entries = disk.list(dir).map_err(StoreError::io("read", dir))?;
     if !entries.iter().any(|entry| entry.name == "FORMAT") {

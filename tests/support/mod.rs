@@ -152,9 +152,15 @@ pub type Taken = BTreeMap<String, (u64, Vec<u8>)>;
 #[derive(Default)]
 pub struct Sink {
     pub taken: Mutex<Taken>,
+    /// When each span came for the first time.
+    pub first_taken: Mutex<BTreeMap<String, Instant>>,
     pub requests: AtomicU64,
     /// Every n-th request is answered 503 (0: none).
     pub fail_every: AtomicU64,
+    /// Every request is answered with this status (0: as it deserves).
+    pub refuse_with: AtomicU64,
+    /// Each answer comes this much later.
+    pub delay_ms: AtomicU64,
 }
 
 impl Sink {
@@ -182,12 +188,20 @@ async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> StatusCode {
     if fail_every > 0 && number.is_multiple_of(fail_every) {
         return StatusCode::SERVICE_UNAVAILABLE;
     }
+    tokio::time::sleep(Duration::from_millis(sink.delay_ms.load(Ordering::SeqCst))).await;
+    let refuse_with = sink.refuse_with.load(Ordering::SeqCst);
+    if refuse_with > 0 {
+        return StatusCode::from_u16(refuse_with as u16).expect("a status");
+    }
     let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
     let mut taken = sink.taken.lock();
     let spans = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
     for span in spans {
         let entry = taken.entry(span.name.clone()).or_insert_with(|| (0, span.encode_to_vec()));
         entry.0 += 1;
+        if entry.0 == 1 {
+            sink.first_taken.lock().insert(span.name.clone(), Instant::now());
+        }
         assert_eq!(entry.1, span.encode_to_vec(), "one name, one span");
     }
     StatusCode::OK

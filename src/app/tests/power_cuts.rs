@@ -160,6 +160,7 @@ impl Life {
         if !lost.is_empty() {
             return Err(format!("loss is reported: {lost:?}"));
         }
+        let store = Arc::new(store);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let started = runtime.block_on(async {
@@ -169,7 +170,7 @@ impl Life {
             Running::start(plan, Path::new(DIR), &memory, &store, receivers).map(|running| (running, address))
         });
         match started {
-            Ok((running, address)) => Ok(Some((Life { runtime, store: Arc::new(store), running }, address))),
+            Ok((running, address)) => Ok(Some((Life { runtime, store, running }, address))),
             Err(_) if world.is_off() => {
                 store.close();
                 Ok(None)

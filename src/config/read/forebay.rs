@@ -3,7 +3,7 @@
 use crate::config::ids::ComponentId;
 use crate::config::plan::{DataDirSetting, QueuePlan, ShutdownPlan, StartAt};
 use crate::exporters::{self, StatusPolicy};
-use crate::settings::{Kind, Origin, Table};
+use crate::settings::{Kind, OnFull, Origin, Table};
 use std::path::PathBuf;
 
 #[derive(Default)]
@@ -29,6 +29,7 @@ pub struct ExporterExtra {
     pub id: String,
     pub origin: Origin,
     pub cursor_id: Option<(String, Origin)>,
+    pub on_full: Option<OnFull>,
     pub start_at: Option<StartAt>,
     pub max_request_bytes: Option<u64>,
     pub status_policy: Option<StatusPolicy>,
@@ -41,16 +42,15 @@ const MEMORY_BYTES_MIN: u64 = 16 << 20;
 /// Smallest request limit.
 const REQUEST_BYTES_MIN: u64 = 1 << 10;
 
-const BLOCK: &[(&str, ())] = &[("block", ())];
 const START_AT: &[(&str, StartAt)] = &[("end", StartAt::End), ("beginning", StartAt::Beginning)];
 
 pub fn read(table: &mut Table<'_>) -> Forebay {
     later(table, &["dead_letters", "dedup", "admin"]);
     let origin = table.origin_of("data_dir");
     let data_dir = table.text("data_dir").map(|path| DataDirSetting { path: PathBuf::from(path), origin });
-    let queue = table.table("queue", |table| {
-        on_full(table);
-        QueuePlan { max_size_bytes: at_least(table, "max_size", QUEUE_BYTES_MIN) }
+    let queue = table.table("queue", |table| QueuePlan {
+        max_size_bytes: at_least(table, "max_size", QUEUE_BYTES_MIN),
+        on_full: OnFull::read(table).unwrap_or_default(),
     });
     let shutdown = table.table("shutdown", |table| {
         let default = ShutdownPlan::default();
@@ -82,11 +82,6 @@ fn later(table: &mut Table<'_>, keys: &[&'static str]) {
     }
 }
 
-/// `block` is the only answer to a full queue so far: intake is refused, retryably.
-fn on_full(table: &mut Table<'_>) {
-    table.choice("on_full", BLOCK);
-}
-
 pub fn at_least(table: &mut Table<'_>, key: &'static str, low: u64) -> Option<u64> {
     let size = table.byte_size(key)?;
     if size < low {
@@ -112,12 +107,12 @@ fn pipeline(table: &mut Table<'_>, id: String, origin: Origin) -> PipelineExtra 
 }
 
 fn exporter(table: &mut Table<'_>, id: String, origin: Origin) -> ExporterExtra {
-    on_full(table);
     let id_origin = table.origin_of("cursor_id");
     ExporterExtra {
         id,
         origin,
         cursor_id: table.text("cursor_id").map(|name| (name, id_origin)),
+        on_full: OnFull::read(table),
         start_at: table.choice("start_at", START_AT),
         max_request_bytes: at_least(table, "max_request_bytes", REQUEST_BYTES_MIN),
         status_policy: table.table("status_policy", StatusPolicy::read),

@@ -5,7 +5,7 @@ use super::forebay::same_id;
 use super::{Written, refer};
 use crate::config::ids::{ComponentId, StoredNames, signal, stored_name};
 use crate::config::plan::{ExporterPlan, PipelinePlan, ReceiverPlan};
-use crate::settings::{BatchLimits, Origin, Problem, Problems};
+use crate::settings::{BatchLimits, OnFull, Origin, Problem, Problems};
 
 pub struct Resolved {
     pub plans: Vec<PipelinePlan>,
@@ -154,10 +154,34 @@ pub fn exporters(written: &mut Written, resolved: &Resolved, problems: &mut Prob
             settings: exporter.settings,
             retry: exporter.retry,
             sending_queue,
+            on_full: extra.and_then(|extra| extra.on_full).unwrap_or(written.forebay.queue.on_full),
             start_at: extra.and_then(|extra| extra.start_at).unwrap_or_default(),
             max_request_bytes: extra.and_then(|extra| extra.max_request_bytes),
             status_policy: extra.and_then(|extra| extra.status_policy.clone()).unwrap_or_default(),
         });
     }
     plans
+}
+
+/// One dead destination stops the intake of all that share its queue and block: somebody should know that beforehand.
+pub fn warn_of_blocking(
+    written: &Written,
+    pipelines: &[PipelinePlan],
+    exporters: &[ExporterPlan],
+    problems: &mut Problems,
+) {
+    for pipeline in pipelines {
+        let blocks = |id: &&String| exporters.iter().any(|e| e.id == **id && e.on_full == OnFull::Block);
+        let blocking: Vec<&str> = pipeline.exporters.iter().filter(blocks).map(String::as_str).collect();
+        let origin = written.service.pipelines.iter().find(|written| written.id == pipeline.id).map(|p| &p.origin);
+        let (Some(origin), true) = (origin, blocking.len() > 1) else { continue };
+        let message = format!(
+            "the exporters {} of the pipeline `{}` share one queue, and each of them blocks it when it is full: while \
+             one destination is away for long, the others get nothing new either",
+            blocking.iter().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", "),
+            pipeline.id
+        );
+        let help = "set forebay.exporters.<id>.on_full: drop where losing the oldest data is better, or give the queue more room";
+        problems.add(Problem::warning(origin.clone(), message).with_help(help));
+    }
 }

@@ -21,7 +21,7 @@ fn weight_of(segment: &Segment) -> Weight {
 }
 
 /// The parts of `range` that the cursor has not settled.
-fn unsettled(cursor: &Cursor, range: Range<u64>) -> Vec<Range<u64>> {
+pub(super) fn unsettled(cursor: &Cursor, range: Range<u64>) -> Vec<Range<u64>> {
     cursor.above().gaps(range.start.max(cursor.low())..range.end)
 }
 
@@ -109,20 +109,23 @@ impl Log {
         self.tally(cursor).and_then(|tally| tally.limit())
     }
 
-    fn tally(&self, cursor: &str) -> Option<Arc<Tally>> {
+    pub(super) fn tally(&self, cursor: &str) -> Option<Arc<Tally>> {
         self.inner.tallies.read().iter().find(|tally| tally.cursor == cursor).cloned()
     }
 
     /// Counts the record in every backlog, or in none and says whose is full. Constant time: no record is looked at.
     pub(super) fn reserve_backlog(&self, mut reservation: Reservation) -> Result<Reservation, Full> {
         for tally in self.inner.tallies.read().iter() {
-            tally.try_add(&reservation.weight).map_err(|(waiting, limit)| Full::Backlog {
+            let is_beyond = tally.try_add(&reservation.weight).map_err(|(waiting, limit)| Full::Backlog {
                 exporter: tally.cursor.clone(),
                 queue: self.inner.id.clone(),
                 waiting,
                 size: limit.size,
                 unit: limit.sizer.name(),
             })?;
+            if is_beyond {
+                self.inner.shared.pressure.raise();
+            }
             reservation.tallies.push(Arc::clone(tally));
         }
         Ok(reservation)

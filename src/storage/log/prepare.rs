@@ -31,9 +31,11 @@ pub(super) fn run(inner: &Inner) {
 pub(super) fn step(inner: &Inner) {
     let _making = inner.maker.lock();
     // One more than is needed stays free: intake may have promised it already.
-    if inner.state.lock().prepared.is_some()
-        || inner.shared.space.check(2 * inner.shared.segment_bytes, String::new).is_err()
-    {
+    if inner.state.lock().prepared.is_some() {
+        return;
+    }
+    if inner.shared.space.check(2 * inner.shared.segment_bytes, String::new).is_err() {
+        inner.shared.pressure.raise();
         return;
     }
     match make(inner, inner.shared.segment_bytes) {

@@ -1,0 +1,192 @@
+//! Records on their way to a destination.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::storage::log::Position;
+use crate::storage::{Record, Weight};
+
+use super::subscription::{HELD_RETRY_AFTER, Held, Out};
+use super::{LeaseLimits, Settled, Subscription};
+
+fn weight_of(records: &[Record]) -> Weight {
+    records.iter().fold(Weight::default(), |sum, record| sum.plus(&record.weight()))
+}
+
+/// Records on their way to a destination. Dropping it redelivers them.
+#[derive(Debug)]
+#[must_use = "dropping a lease redelivers its records"]
+pub struct Lease {
+    subscription: Arc<Subscription>,
+    number: u64,
+    covers: Range<u64>,
+    records: Vec<Record>,
+    /// Of all records in `covers`, also while they are shed.
+    weight: Weight,
+    open: bool,
+}
+
+impl Lease {
+    pub(super) fn new(subscription: &Arc<Subscription>, covers: Range<u64>, records: Vec<Record>) -> Lease {
+        let mut book = subscription.book.lock();
+        let number = book.next_lease;
+        book.next_lease += 1;
+        book.out.insert(number, Out { range: covers.clone(), is_sending: false });
+        drop(book);
+        let weight = weight_of(&records);
+        Lease { subscription: Arc::clone(subscription), number, covers, records, weight, open: true }
+    }
+
+    pub(super) fn cover_to(&mut self, end: u64) {
+        self.covers.end = end;
+        if let Some(out) = self.subscription.book.lock().out.get_mut(&self.number) {
+            out.range = self.covers.clone();
+        }
+    }
+
+    pub(super) fn fill(&mut self, records: Vec<Record>) {
+        self.weight = weight_of(&records);
+        self.records = records;
+    }
+
+    /// Keeps the records from being given up while they are sent, and leaves out what has been given up since they
+    /// were leased. False: nothing is left to send; settle it with [`Lease::settle_empty`].
+    pub async fn claim(&mut self) -> std::io::Result<bool> {
+        if !self.subscription.gives_way {
+            return Ok(true);
+        }
+        self.mark_sending(true);
+        let left = self.subscription.log.unsettled(&self.subscription.cursor, self.covers());
+        if left != [self.covers()] {
+            if self.records.is_empty() {
+                self.reload().await?;
+            }
+            self.records.retain(|record| left.iter().any(|range| range.contains(&record.sequence)));
+            self.weight = weight_of(&self.records);
+        }
+        Ok(!left.is_empty() && (self.weight.records > 0))
+    }
+
+    /// The opposite of [`Lease::claim`]: the attempt is over, and did not succeed.
+    pub fn unclaim(&self) {
+        if self.subscription.gives_way {
+            self.mark_sending(false);
+        }
+    }
+
+    fn mark_sending(&self, is_sending: bool) {
+        if let Some(out) = self.subscription.book.lock().out.get_mut(&self.number) {
+            out.is_sending = is_sending;
+        }
+    }
+
+    /// Everything in it was given up while it waited.
+    pub fn settle_empty(self) {
+        debug_assert_eq!(self.weight.records, 0);
+        self.settle(Settled { _sealed: () });
+    }
+
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Sequences that this lease answers for.
+    pub fn covers(&self) -> Range<u64> {
+        self.covers.clone()
+    }
+
+    /// Adds what comes behind this lease, waiting for it; false when nothing can be added any more (limits reached,
+    /// other metadata, or somebody else has gone on reading).
+    pub async fn extend(&mut self, limits: LeaseLimits) -> std::io::Result<bool> {
+        let mut durable_end = self.subscription.log.watch_durable_end();
+        let subscription = Arc::clone(&self.subscription);
+        loop {
+            let end = *durable_end.borrow_and_update();
+            let mut position = subscription.reader.lock().await;
+            if position.sequence != self.covers.end {
+                return Ok(false);
+            }
+            if position.sequence < end {
+                let (mut records, mut next) = subscription.read(*position, end, limits).await?;
+                let first = self.records.first();
+                let mut bytes: u64 = self.records.iter().map(|record| u64::from(record.raw_len)).sum();
+                let mut items: u64 = self.records.iter().map(|record| u64::from(record.items)).sum();
+                let fits = |record: &Record| {
+                    bytes += u64::from(record.raw_len);
+                    items += u64::from(record.items);
+                    first.is_none_or(|first| first.metadata == record.metadata)
+                        && bytes <= limits.bytes_max
+                        && items <= limits.items_max
+                };
+                let fitting = records.iter().map(fits).take_while(|fits| *fits).count();
+                let all = fitting == records.len() && self.records.len() + fitting < limits.records_max;
+                if fitting < records.len() {
+                    next = Position::at(records[fitting].sequence);
+                    records.truncate(fitting);
+                }
+                *position = next;
+                self.cover_to(next.sequence);
+                self.weight = self.weight.plus(&weight_of(&records));
+                self.records.extend(records);
+                return Ok(all);
+            }
+            drop(position);
+            if durable_end.changed().await.is_err() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Gives the memory back while the destination is waited for; [`Lease::reload`] reads the records again.
+    pub fn shed(&mut self) {
+        self.records = Vec::new();
+    }
+
+    /// Reads the records again after [`Lease::shed`].
+    pub async fn reload(&mut self) -> std::io::Result<()> {
+        let limits = LeaseLimits { bytes_max: u64::MAX, records_max: usize::MAX, items_max: u64::MAX };
+        let mut position = Position::at(self.covers.start);
+        let mut records = Vec::new();
+        while position.sequence < self.covers.end {
+            let (more, next) = self.subscription.read(position, self.covers.end, limits).await?;
+            records.extend(more);
+            position = next;
+        }
+        self.records = records;
+        Ok(())
+    }
+
+    /// The records are somebody else's now.
+    pub fn settle(mut self, _settled: Settled) {
+        self.open = false;
+        self.subscription.log.settle_weighed(&self.subscription.cursor, self.covers.clone(), self.weight);
+        self.finish();
+    }
+
+    /// Sets the records aside; later ones go on. They are tried again after [`HELD_RETRY_AFTER`] and after a restart.
+    pub fn hold(mut self, reason: String) {
+        self.open = false;
+        self.subscription.book.lock().held.push(Held {
+            range: self.covers.clone(),
+            retry_at: Instant::now() + HELD_RETRY_AFTER,
+            reason,
+        });
+        self.finish();
+    }
+
+    fn finish(&self) {
+        self.subscription.book.lock().out.remove(&self.number);
+        self.subscription.changed.notify_waiters();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.open {
+            self.subscription.book.lock().redeliver.push_back(self.covers.clone());
+            self.finish();
+        }
+    }
+}

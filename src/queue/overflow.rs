@@ -1,0 +1,130 @@
+//! At the cap, the oldest records of exporters with `on_full: drop` are given up so that intake goes on.
+//!
+//! Storage raises [`crate::storage::Store::pressure`] when room runs short; a thread of its own then gives up whole
+//! segments that nobody else holds, and what an exporter has beyond its `queue_size`. The space comes back with the
+//! next checkpoint.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::storage::log::Signal;
+use crate::storage::{Store, Weight};
+
+use super::Subscription;
+
+/// Segments' worth of room that is kept free: one to be filled, one prepared behind it, one in reserve.
+const FREE_SEGMENTS: u64 = 3;
+/// Segments looked at in one round.
+const SEGMENTS_PER_ROUND_MAX: usize = 1024;
+/// Pause between rounds, so that a full disk costs no core.
+const ROUND_PAUSE: Duration = Duration::from_millis(5);
+
+/// One exporter's part of one queue that gives way, and who counts what it gives up.
+pub struct Giver {
+    pub subscription: Arc<Subscription>,
+    pub on_drop: Box<dyn Fn(&Weight) + Send>,
+}
+
+/// The thread that makes room; ended by [`Overflow::close`].
+pub struct Overflow {
+    pressure: Arc<Signal>,
+    stopping: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Overflow {
+    /// Without givers there is nothing to do, and no thread.
+    pub fn start(store: &Arc<Store>, givers: Vec<Giver>) -> std::io::Result<Overflow> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let thread = if givers.is_empty() {
+            None
+        } else {
+            let (store, stopping) = (Arc::clone(store), Arc::clone(&stopping));
+            let work = move || {
+                loop {
+                    store.pressure().wait(None);
+                    if stopping.load(Ordering::Acquire) {
+                        return;
+                    }
+                    relieve(&store, &givers);
+                    std::thread::sleep(ROUND_PAUSE);
+                }
+            };
+            Some(std::thread::Builder::new().name("queue-overflow".to_owned()).spawn(work)?)
+        };
+        Ok(Overflow { pressure: Arc::clone(store.pressure()), stopping, thread: Mutex::new(thread) })
+    }
+
+    pub fn close(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.pressure.raise();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that gives up old records panicked");
+        }
+    }
+}
+
+impl Drop for Overflow {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// One round: what exporters have beyond their own limits, then what the disk needs back.
+pub fn relieve(store: &Store, givers: &[Giver]) {
+    for giver in givers {
+        if let Some((sizer, excess)) = giver.subscription.excess() {
+            give_up(giver, 0..u64::MAX, Some((sizer, excess)));
+        }
+    }
+    let logs = store.queues();
+    let coming_back: u64 = logs.iter().map(|log| log.reclaimable_bytes()).sum();
+    let mut needed = store.space().shortfall(FREE_SEGMENTS * store.segment_bytes()).saturating_sub(coming_back);
+    if needed == 0 {
+        return;
+    }
+    let mut candidates: BTreeMap<&str, std::collections::VecDeque<_>> =
+        logs.iter().map(|log| (log.id(), log.droppable().into())).collect();
+    for _ in 0..SEGMENTS_PER_ROUND_MAX {
+        // The queue that holds the most of what may go gives first.
+        let bytes = |segments: &std::collections::VecDeque<crate::storage::log::Droppable>| -> u64 {
+            segments.iter().map(|segment| segment.allocated_bytes).sum()
+        };
+        let Some((queue, segments)) = candidates.iter_mut().max_by_key(|(_, segments)| bytes(segments)) else { return };
+        let Some(segment) = segments.pop_front() else { return };
+        let mut is_free = true;
+        for giver in givers.iter().filter(|giver| giver.subscription.queue() == *queue) {
+            is_free &= give_up(giver, segment.sequences.clone(), None);
+        }
+        if is_free {
+            needed = needed.saturating_sub(segment.allocated_bytes);
+        }
+        if needed == 0 {
+            return;
+        }
+    }
+}
+
+/// Whether everything in the range is settled now.
+fn give_up(giver: &Giver, range: std::ops::Range<u64>, enough: crate::storage::log::Enough) -> bool {
+    match giver.subscription.give_up(range, enough) {
+        Ok(given) => {
+            if given.weight.records > 0 {
+                (giver.on_drop)(&given.weight);
+            }
+            given.is_all
+        }
+        Err(error) => {
+            let (queue, exporter) = (giver.subscription.queue(), giver.subscription.cursor());
+            tracing::error!(queue, exporter, %error, "failed to read what is to be given up; trying again");
+            false
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `on_full: drop` past the cap.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::queue::overflow::{Giver, relieve};
+
+const ALL: LeaseLimits = LeaseLimits { bytes_max: 1 << 20, records_max: 1000, items_max: u64::MAX };
+
+/// A store whose only queue has the cursors named; those in `giving_way` may give up records.
+fn bench(dir: &Path, cursors: &[&str], giving_way: &[&str]) -> (Store, Arc<Log>, Router) {
+    let store = open(dir);
+    let cursors: Vec<_> = cursors.iter().map(|name| ((*name).to_owned(), StartAt::Beginning)).collect();
+    let log = store.queue("one", &cursors).expect("queue");
+    giving_way.iter().for_each(|name| log.let_give_way(name));
+    let mut router = Router::new();
+    router.add(Signal::Traces, Arc::clone(&log));
+    (store, log, router)
+}
+
+fn giver(log: &Arc<Log>, name: &str) -> (Giver, Arc<AtomicU64>) {
+    let dropped = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&dropped);
+    let on_drop = Box::new(move |weight: &crate::storage::Weight| {
+        counted.fetch_add(weight.items, Ordering::SeqCst);
+    });
+    (Giver { subscription: Subscription::new(Arc::clone(log), name), on_drop }, dropped)
+}
+
+/// Offers until `count` are accepted, relieving in between as the thread would; how many were refused.
+async fn fill(store: &Store, router: &Router, givers: &[Giver], count: u64) -> u64 {
+    let budget = Budget::new(1 << 20);
+    let (mut accepted, mut refused) = (0, 0);
+    while accepted < count {
+        match router.offer(offer(&budget, accepted as u8, Vec::new())).await {
+            Ok(_receipt) => accepted += 1,
+            Err(_) => refused += 1,
+        }
+        assert!(refused < 1000, "intake does not go on after {accepted}");
+        relieve(store, givers);
+        store.checkpoint().expect("written");
+    }
+    refused
+}
+
+async fn take_all(subscription: &Arc<Subscription>) -> u64 {
+    let mut items = 0;
+    while let Some(mut lease) = subscription.lease(ALL).await.expect("reads") {
+        if lease.claim().await.expect("reads") {
+            items += lease.records().len() as u64;
+            lease.settle(Settled::by_delivery());
+        } else {
+            lease.settle_empty();
+        }
+    }
+    items
+}
+
+#[tokio::test]
+async fn past_the_cap_a_dead_exporter_that_drops_keeps_the_newest_and_every_item_is_accounted_for() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead"], &["dead"]);
+    let (giver, dropped) = giver(&log, "dead");
+    let givers = [giver];
+    // Five times what the cap of 256 KiB holds.
+    let count = 5 * (256 << 10) / 776;
+    let refused = fill(&store, &router, &givers, count).await;
+    assert_eq!(refused, 0, "room was made before it ran out");
+    assert!(store.space().allocated_bytes() <= store.space().max_bytes());
+    let dropped = dropped.load(Ordering::SeqCst);
+    assert!(dropped > count / 2, "{dropped} of {count} dropped");
+    assert_eq!(log.status().cursors[0].backlog.records, count - dropped, "accepted = queued + dropped");
+    let low = log.cursor("dead").expect("cursor").low();
+    assert_eq!(low, dropped, "the oldest went");
+    assert_eq!(take_all(&givers[0].subscription).await, count - dropped, "accepted = delivered + dropped");
+}
+
+#[tokio::test]
+async fn past_the_cap_a_blocking_exporter_stops_intake_and_nobody_drops_for_nothing() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["blocks", "drops"], &["drops"]);
+    let (giver, dropped) = giver(&log, "drops");
+    let givers = [giver];
+    let budget = Budget::new(1 << 20);
+    let refused = loop {
+        match router.offer(offer(&budget, 0, Vec::new())).await {
+            Ok(_receipt) => relieve(&store, &givers),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(refused.message.contains("held by exporter \"blocks\""), "{refused}");
+    assert_eq!(dropped.load(Ordering::SeqCst), 0, "giving up what another holds as well frees nothing");
+    // The blocking one catches up: now the other gives way.
+    let end = log.durable_end();
+    log.settle("blocks", 0..end);
+    store.checkpoint().expect("written");
+    // The first one met the cap as it was.
+    assert!(fill(&store, &router, &givers, 50).await <= 1);
+    assert!(dropped.load(Ordering::SeqCst) > 0);
+}
+
+#[tokio::test]
+async fn past_its_queue_size_an_exporter_that_drops_keeps_about_that_many() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["small"], &["small"]);
+    log.limit_backlog("small", Sizer::Requests, 10);
+    let (giver, dropped) = giver(&log, "small");
+    let givers = [giver];
+    assert_eq!(fill(&store, &router, &givers, 64).await, 0);
+    assert_eq!(log.status().cursors[0].backlog.records, 10);
+    assert_eq!(dropped.load(Ordering::SeqCst), 54);
+    assert_eq!(take_all(&givers[0].subscription).await, 10);
+}
+
+#[tokio::test]
+async fn what_is_being_sent_is_not_given_up_and_what_only_waits_is_not_sent() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["x"], &["x"]);
+    let (giver, _) = giver(&log, "x");
+    let subscription = &giver.subscription;
+    fill(&store, &router, &[], 12).await;
+    let mut sending = subscription.lease(LIMITS).await.expect("reads").expect("records");
+    let mut waiting = subscription.lease(LIMITS).await.expect("reads").expect("records");
+    let held = subscription.lease(LIMITS).await.expect("reads").expect("records");
+    held.hold("refused".to_owned());
+    assert!(sending.claim().await.expect("reads"));
+    waiting.shed();
+    let given = subscription.give_up(0..5, None).expect("reads");
+    assert_eq!((given.weight.records, given.is_all), (2, false), "0..3 is on its way");
+    assert!(waiting.claim().await.expect("reads"), "one record is left in it");
+    assert_eq!(waiting.records().iter().map(|record| record.sequence).collect::<Vec<_>>(), [5]);
+    sending.settle(Settled::by_delivery());
+    waiting.unclaim();
+    let given = subscription.give_up(0..9, None).expect("reads");
+    assert_eq!((given.weight.records, given.is_all), (4, true), "5, and what was set aside");
+    assert!(!waiting.claim().await.expect("reads"));
+    waiting.settle_empty();
+    assert_eq!(subscription.status().held_ranges, 0);
+    assert_eq!(log.status().cursors[0].backlog.records, 3);
+    assert_eq!(take_all(subscription).await, 3);
+}

@@ -1,0 +1,137 @@
+//! What may give way when there is no room: the backlog of cursors that gave leave to it, and nothing else.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::settings::Sizer;
+use crate::storage::backlog::Weight;
+use crate::storage::cursor::Cursor;
+use crate::storage::segment::{HEADER_PAGE_LEN, Scanner, Step};
+
+use super::{Log, SegmentState};
+
+/// A segment that only cursors which give way hold on to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Droppable {
+    pub sequences: Range<u64>,
+    pub allocated_bytes: u64,
+}
+
+/// Enough of a backlog, in one unit.
+pub type Enough = Option<(Sizer, u64)>;
+
+impl Log {
+    /// At the cap, this cursor's oldest records may be given up: its limit never refuses, and who watches
+    /// [`crate::storage::Store::pressure`] makes room.
+    pub fn let_give_way(&self, cursor: &str) {
+        if let Some(tally) = self.tally(cursor) {
+            tally.let_give_way();
+        }
+    }
+
+    /// The parts of `range` that the cursor has not settled.
+    pub fn unsettled(&self, cursor: &str, range: Range<u64>) -> Vec<Range<u64>> {
+        let state = self.inner.state.lock();
+        let range = range.start..range.end.min(state.durable_end);
+        state.cursors.get(cursor).map_or(Vec::new(), |cursor| super::backlog::unsettled(cursor, range))
+    }
+
+    pub fn gives_way(&self, cursor: &str) -> bool {
+        self.tally(cursor).is_some_and(|tally| tally.gives_way())
+    }
+
+    /// The cursors that give way. Taken before the state's lock, which others hold while they take that of the tallies.
+    pub(super) fn giving_way(&self) -> BTreeSet<String> {
+        let tallies = self.inner.tallies.read();
+        tallies.iter().filter(|tally| tally.gives_way()).map(|tally| tally.cursor.clone()).collect()
+    }
+
+    /// By how much the backlog of a cursor that gives way is beyond its limit.
+    pub fn excess(&self, cursor: &str) -> Option<(Sizer, u64)> {
+        let tally = self.tally(cursor).filter(|tally| tally.gives_way())?;
+        let limit = tally.limit()?;
+        let waiting = self.inner.state.lock().backlogs.get(cursor)?.measure(limit.sizer);
+        waiting.checked_sub(limit.size).filter(|excess| *excess > 0).map(|excess| (limit.sizer, excess))
+    }
+
+    /// Segments whose space comes back when cursors that give way do so, oldest first. What a blocking cursor holds as
+    /// well is not among them: giving it up would free nothing.
+    pub fn droppable(&self) -> Vec<Droppable> {
+        let giving_way = self.giving_way();
+        let state = self.inner.state.lock();
+        let sealed = state.segments.values().filter(|s| s.state != SegmentState::Active && s.records > 0);
+        sealed
+            .filter_map(|segment| {
+                let sequences = segment.first..segment.last + 1;
+                let mut holders = state.cursors.iter().filter(|(_, cursor)| !cursor.has_settled(sequences.clone()));
+                let mut held = false;
+                let all_give_way = holders.all(|(name, _)| {
+                    held = true;
+                    giving_way.contains(name)
+                });
+                (held && all_give_way).then_some(Droppable { sequences, allocated_bytes: segment.allocated_bytes })
+            })
+            .collect()
+    }
+
+    /// Bytes of segments that everyone has settled: they come back with the next checkpoint.
+    pub fn reclaimable_bytes(&self) -> u64 {
+        let state = self.inner.state.lock();
+        let settled =
+            |range: Range<u64>| state.cursors.values().all(|cursor: &Cursor| cursor.has_settled(range.clone()));
+        let sealed = state.segments.values().filter(|s| s.state != SegmentState::Active && s.records > 0);
+        sealed.filter(|s| settled(s.first..s.last + 1)).map(|s| s.allocated_bytes).sum()
+    }
+
+    /// The records in `range` up to where they are `enough`: where that is, and their weight. Reads the headers from
+    /// the disk where a segment is not wanted whole.
+    pub fn weigh(&self, range: Range<u64>, enough: Enough) -> io::Result<(u64, Weight)> {
+        let mut sum = Weight::default();
+        let is_enough = |sum: &Weight| enough.is_some_and(|(sizer, size)| sum.measure(sizer) >= size);
+        let segments: Vec<_> = {
+            let state = self.inner.state.lock();
+            let within =
+                state.segments.values().filter(|s| s.records > 0 && s.last >= range.start && s.first < range.end);
+            within
+                .map(|s| {
+                    let bytes = s.valid_end - HEADER_PAGE_LEN;
+                    let whole = Weight { records: s.records, items: s.items, bytes };
+                    (s.first..s.last + 1, whole, Arc::clone(&s.file), s.identity, s.valid_end)
+                })
+                .collect()
+        };
+        for (sequences, whole, file, identity, valid_end) in segments {
+            let wanted = range.start <= sequences.start && sequences.end <= range.end;
+            if wanted && !is_enough(&sum.plus(&whole)) {
+                sum = sum.plus(&whole);
+                continue;
+            }
+            let mut scanner = Scanner::new(file, identity, HEADER_PAGE_LEN, valid_end);
+            loop {
+                let header = match scanner.peek_header()? {
+                    Some(header) => {
+                        scanner.hop(&header);
+                        header
+                    }
+                    None => match scanner.step()? {
+                        Step::Record(located, _) => located.header,
+                        Step::Gap(_) => continue,
+                        Step::End => break,
+                    },
+                };
+                if header.sequence >= range.end || scanner.offset() > valid_end {
+                    break;
+                }
+                if header.sequence >= range.start {
+                    sum = sum.plus(&Weight { records: 1, items: u64::from(header.items), bytes: header.record_len() });
+                    if is_enough(&sum) {
+                        return Ok((header.sequence + 1, sum));
+                    }
+                }
+            }
+        }
+        Ok((range.end, sum))
+    }
+}

@@ -1,0 +1,81 @@
+//! What people may do to a data directory that no process uses: check and mend all of it, and forget parts of it.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use prost::Message;
+
+use crate::storage::backlog::Weight;
+use crate::storage::catalog::{self, Catalog, CatalogError, Change, Row, SegmentRow, SledCatalog};
+use crate::storage::disk::Disk;
+use crate::storage::log::{Drive, Observer};
+
+use super::{OpenReport, Options, Store, StoreError};
+
+/// A catalogue that vouches for no segment, so that recovery scans them all; it still knows what should be there.
+struct Distrusted(SledCatalog);
+
+impl Catalog for Distrusted {
+    fn load(&mut self) -> Result<Vec<Row>, CatalogError> {
+        let mut rows = self.0.load()?;
+        for (key, value) in rows.iter_mut().filter(|(key, _)| key.starts_with(b"s/")) {
+            // A row that cannot be read is recovery's to report.
+            if let Ok(row) = SegmentRow::decode(&value[..]) {
+                debug_assert!(!key.is_empty());
+                *value = SegmentRow { valid_end: 0, ..row }.encode_to_vec();
+            }
+        }
+        Ok(rows)
+    }
+
+    fn commit(&mut self, changes: &[Change]) -> Result<(), CatalogError> {
+        self.0.commit(changes)
+    }
+}
+
+impl Store {
+    /// Opens as a start does, but reads and checks every record. Torn tails are cut off, files that cannot be read set
+    /// aside, damage settled as lost, and a catalogue that cannot be used is rebuilt. Needs the lock.
+    pub fn repair(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        observer: Arc<dyn Observer>,
+    ) -> Result<(Store, OpenReport), StoreError> {
+        let open_catalog = Box::new(|path: &Path| {
+            SledCatalog::open(path).map(|catalog| Box::new(Distrusted(catalog)) as Box<dyn Catalog>)
+        });
+        Store::open_with(disk, dir, &Options::default(), observer, open_catalog, Drive::Threads)
+    }
+
+    /// Removes a cursor; what it had not settled is returned, and is gone for it. None: there is no such cursor.
+    pub fn forget_cursor(&self, queue: &str, cursor: &str) -> Result<Option<Weight>, StoreError> {
+        let Some(log) = self.logs.lock().get(queue).cloned() else { return Ok(None) };
+        let Some(forgotten) = log.forget_cursor(cursor) else { return Ok(None) };
+        self.checkpoint().map_err(StoreError::io("write down what is forgotten in", &self.dir))?;
+        Ok(Some(forgotten))
+    }
+
+    /// Removes a queue with its records and cursors; what it held is returned. None: there is no such queue.
+    pub fn forget_queue(&self, queue: &str) -> Result<Option<Weight>, StoreError> {
+        let Some(log) = self.logs.lock().remove(queue) else { return Ok(None) };
+        log.close();
+        let held = log.held();
+        let allocated_bytes = log.status().allocated_bytes;
+        // First the books, then the files: what a crash leaves behind is a queue without cursors, to be forgotten again.
+        self.checkpoint().map_err(StoreError::io("write down what is forgotten in", &self.dir))?;
+        let queues_dir = self.dir.join("queues");
+        let dir = queues_dir.join(catalog::encode_name(queue));
+        let remove = || -> io::Result<()> {
+            for entry in self.disk.list(&dir)? {
+                self.disk.remove(&dir.join(entry.name))?;
+            }
+            self.disk.sync_dir(&dir)?;
+            self.disk.remove(&dir)?;
+            self.disk.sync_dir(&queues_dir)
+        };
+        remove().map_err(StoreError::io("remove", &dir))?;
+        self.shared.space.subtract(allocated_bytes);
+        Ok(Some(held))
+    }
+}
