@@ -130,9 +130,9 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers)?;
     let budget = &running.budget;
     let retry = observe::answer_control(&running.subscriptions);
-    if let Err(error) = control::serve(&data_dir, retry, pages_end.clone()) {
+    let control = control::serve(&data_dir, retry, pages_end.clone()).inspect_err(|error| {
         tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` cannot reach this process");
-    }
+    });
     figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions));
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
     health.set_phase(Phase::Running);
@@ -153,6 +153,11 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     tokio::task::spawn_blocking(move || closing.close()).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
+    // Its socket goes while the data directory is still ours.
+    if let Ok(control) = control {
+        control.await.map_err(|error| setup(&error))?;
+    }
+    drop(store);
     Ok(())
 }
 

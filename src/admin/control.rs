@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "admin.sock";
@@ -44,13 +45,14 @@ fn reachable(dir: &Path) -> io::Result<(File, PathBuf)> {
     Ok((dir, path))
 }
 
-/// Opens the socket and answers in the background until `shutdown`; then it is removed. Call it only while the data
-/// directory is locked: a socket that a killed process left behind is replaced.
+/// Opens the socket and answers in the background until `shutdown`; then it is removed. From the call to the end of the
+/// task that is returned the data directory must be locked: a socket that a killed process left behind is replaced, and
+/// one of a successor must not be removed.
 pub fn serve(
     dir: &Path,
     answer: impl Fn(Request) -> Answer + Send + Sync + 'static,
     shutdown: CancellationToken,
-) -> io::Result<()> {
+) -> io::Result<JoinHandle<()>> {
     let (handle, path) = reachable(dir)?;
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -59,7 +61,7 @@ pub fn serve(
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     let answer = Arc::new(answer);
-    tokio::spawn(async move {
+    Ok(tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -67,11 +69,18 @@ pub fn serve(
             };
             match accepted {
                 // One at a time: this is for people. A client that hangs is given up.
-                Ok((stream, _)) => match tokio::time::timeout(TIMEOUT, converse(stream, answer.as_ref())).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "a request over the control socket failed"),
-                    Err(_) => tracing::warn!("a request over the control socket took too long"),
-                },
+                Ok((stream, _)) => {
+                    let conversation = tokio::time::timeout(TIMEOUT, converse(stream, answer.as_ref()));
+                    let result = tokio::select! {
+                        () = shutdown.cancelled() => break,
+                        result = conversation => result,
+                    };
+                    match result {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::warn!(%error, "a request over the control socket failed"),
+                        Err(_) => tracing::warn!("a request over the control socket took too long"),
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the control socket failed to accept");
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -82,8 +91,7 @@ pub fn serve(
             tracing::warn!(%error, "failed to remove the control socket");
         }
         drop(handle);
-    });
-    Ok(())
+    }))
 }
 
 async fn converse(mut stream: UnixStream, answer: &(impl Fn(Request) -> Answer + Sync)) -> io::Result<()> {
@@ -133,7 +141,7 @@ mod tests {
         let expected = request.clone();
         let answer = move |asked: Request| Answer { ranges: u64::from(asked == expected), error: None };
         let shutdown = CancellationToken::new();
-        serve(&long, answer, shutdown.clone()).expect("serves");
+        let serving = serve(&long, answer, shutdown.clone()).expect("serves");
         let asking = long.clone();
         let answered = tokio::task::spawn_blocking(move || ask(&asking, &request)).await.expect("no panic");
         assert_eq!(answered.expect("asked"), Some(Answer { ranges: 1, error: None }));
@@ -144,8 +152,7 @@ mod tests {
         stream.read_to_string(&mut text).await.expect("answered");
         assert!(text.contains("cannot be read"), "{text}");
         shutdown.cancel();
-        while long.join(NAME).exists() {
-            tokio::task::yield_now().await;
-        }
+        serving.await.expect("no panic");
+        assert!(!long.join(NAME).exists());
     }
 }

@@ -15,6 +15,7 @@ use crate::pipeline::{self, BatchPolicy, Destination, Drain, RetryPolicy};
 use crate::queue::{Giver, Router, Subscription};
 use crate::receivers::otlp::Bound;
 use crate::settings::{OnFull, Sizer};
+use crate::storage::log::Position;
 use crate::storage::{Log, StartAt, Store, Weight};
 use crate::telemetry::{self, ExporterMetrics};
 
@@ -114,7 +115,8 @@ pub fn build(
     }
     // Queues of pipelines that are gone go on draining to exporters that are still here.
     for log in store.queues() {
-        let signal = planned.get(log.id()).map(|signal| signal.name());
+        let planned = planned.get(log.id()).copied();
+        let signal = planned.map(|signal| signal.name());
         for cursor in log.status().cursors {
             let exporter = destinations.values().find(|(exporter, _)| exporter.cursor_id == cursor.name);
             match exporter {
@@ -125,7 +127,8 @@ pub fn build(
                     let subscription = Subscription::new(Arc::clone(&log), &cursor.name);
                     deliveries.spawn(pipeline::run(Arc::clone(&subscription), Arc::clone(destination), drain.clone()));
                     if exporter.on_full == OnFull::Drop {
-                        givers.push(giver(&subscription, &exporter.id, planned.get(log.id()).copied()));
+                        let signal = planned.or_else(|| signal_of(&log, &cursor.name));
+                        givers.push(giver(&subscription, &exporter.id, signal));
                     }
                     let destination = Arc::clone(destination);
                     subscriptions.push(Observed { signal: signal.unwrap_or("orphan"), subscription, destination });
@@ -138,6 +141,13 @@ pub fn build(
         }
     }
     Ok(Built { routers, subscriptions, givers, leaves_machine, local_paths })
+}
+
+/// Of a queue without a pipeline: what its oldest record is. Whoever delivers it meets an error here again.
+fn signal_of(log: &Log, cursor: &str) -> Option<Signal> {
+    let low = log.cursor(cursor)?.low();
+    let oldest = log.read_file(Position::at(low), 1, 1).ok()?.records.pop()?;
+    Signal::from_u8(oldest.signal)
 }
 
 /// Counts what an exporter gives up, and says so now and then.

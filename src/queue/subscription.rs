@@ -232,6 +232,11 @@ impl Subscription {
         Ok(GivenUp { weight, is_all: self.log.unsettled(&self.cursor, range).is_empty() })
     }
 
+    /// Whether something in `range` is on its way at this moment.
+    pub fn is_sending(&self, range: &Range<u64>) -> bool {
+        self.book.lock().out.values().any(|out| out.is_sending && overlap(&out.range, range))
+    }
+
     /// What is unsettled in `range` and not on its way, ascending.
     fn idle_parts(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut sending = RangeSet::new();

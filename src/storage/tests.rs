@@ -14,6 +14,7 @@ use super::*;
 mod faults;
 mod power;
 mod restart;
+mod survey;
 
 /// Four-block segments, so that rolls and reclaims happen after a few records.
 const SEGMENT_BYTES: u64 = 16 << 10;

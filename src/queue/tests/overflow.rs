@@ -139,3 +139,67 @@ async fn what_is_being_sent_is_not_given_up_and_what_only_waits_is_not_sent() {
     assert_eq!(log.status().cursors[0].backlog.records, 3);
     assert_eq!(take_all(subscription).await, 3);
 }
+
+#[tokio::test]
+async fn what_another_exporter_is_sending_is_not_given_up_for_nothing() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead", "slow"], &["dead", "slow"]);
+    let (dead, dropped) = giver(&log, "dead");
+    let (slow, _) = giver(&log, "slow");
+    let oldest = slow.subscription.clone();
+    let givers = [dead, slow];
+    fill(&store, &router, &[], 1).await;
+    let mut sending = oldest.lease(LIMITS).await.expect("reads").expect("records");
+    assert!(sending.claim().await.expect("reads"));
+    // A segment holds fifteen.
+    let first_segment = 0..15;
+    fill(&store, &router, &givers, 250).await;
+    let kept = log.unsettled("dead", first_segment.clone());
+    assert_eq!(kept, [first_segment], "the segment could not go: the slow one is sending from it");
+    assert!(dropped.load(Ordering::SeqCst) > 0);
+    sending.settle(Settled::by_delivery());
+    fill(&store, &router, &givers, 50).await;
+    assert!(log.cursor("dead").expect("cursor").low() >= 15, "then it went first");
+}
+
+#[tokio::test]
+async fn for_a_request_larger_than_the_room_kept_free_room_is_made_and_for_one_that_never_fits_nothing_goes() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead"], &["dead"]);
+    let (giver, dropped) = giver(&log, "dead");
+    let givers = [giver];
+    fill(&store, &router, &givers, 250).await;
+    let budget = Budget::new(1 << 20);
+    let large =
+        |len: usize| Offer { payload: Bytes::from(vec![1; len]), raw_len: len as u64, ..offer(&budget, 1, Vec::new()) };
+    let before = dropped.load(Ordering::SeqCst);
+    let refused = router.offer(large(300 << 10)).await.expect_err("larger than the cap");
+    assert_eq!(refused.reason, RefusedReason::Full);
+    relieve(&store, &givers);
+    // What a request of ordinary size may need at the most.
+    assert!(dropped.load(Ordering::SeqCst) - before <= 3 * 21, "{before} and {dropped:?}");
+    let mut refusals = 0;
+    while router.offer(large(100 << 10)).await.is_err() {
+        refusals += 1;
+        assert!(refusals < 10, "room is never made for it");
+        relieve(&store, &givers);
+        store.checkpoint().expect("written");
+    }
+    assert!(log.status().cursors[0].backlog.bytes > 180 << 10, "no more than needed went");
+}
+
+#[tokio::test]
+async fn a_queue_that_nobody_reads_any_more_is_not_counted_as_room_to_come() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead"], &["dead"]);
+    let other = store.queue("left", &[("gone".to_owned(), StartAt::Beginning)]).expect("queue");
+    let mut to_other = Router::new();
+    to_other.add(Signal::Traces, Arc::clone(&other));
+    fill(&store, &to_other, &[], 64).await;
+    store.forget_cursor("left", "gone").expect("written").expect("there");
+    let (giver, dropped) = giver(&log, "dead");
+    let givers = [giver];
+    fill(&store, &router, &givers, 250).await;
+    assert!(dropped.load(Ordering::SeqCst) > 0);
+    assert_eq!(other.oldest_sequence(), 0, "its records stay");
+}
