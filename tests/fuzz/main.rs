@@ -20,7 +20,7 @@ use proptest::test_runner::{Config, TestRunner};
 static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
 
 /// Inputs are at most some KiB, requests at most 256 KiB inflated.
-const ALLOCATED_BYTES_MAX: usize = 48 << 20;
+const ALLOCATED_BYTES_MAX: usize = 16 << 20;
 const CASES_DEFAULT: u32 = 400;
 
 /// Runs `check` over whole inputs with edits (where, what, how) and over noise.
