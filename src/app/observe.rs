@@ -52,6 +52,12 @@ impl Meter for ExporterMeter {
     fn failed(&self, _exporter: &str, signal: Signal, items: u64) {
         self.0.send_failed(signal as usize - 1, items);
     }
+    fn dead_lettered(&self, _exporter: &str, signal: Signal, items: u64, reason: &'static str) {
+        self.0.dead_lettered(signal as usize - 1, items, reason);
+    }
+    fn dropped(&self, _exporter: &str, signal: Signal, items: u64, reason: &'static str) {
+        self.0.dropped(signal as usize - 1, items, reason);
+    }
     fn held(&self, _exporter: &str, signal: Signal, items: u64) {
         self.0.held(signal as usize - 1, items);
     }

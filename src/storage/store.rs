@@ -18,6 +18,7 @@ use super::catalog::{
     self, Catalog, CatalogError, Change, Contents, CursorRow, META_KEY, MetaRow, QueueContents, Row, SledCatalog,
 };
 use super::cursor::{PERSISTED_RANGES_MAX, StartAt};
+use super::dead_letters::{self, DeadLetterLog};
 use super::disk::Disk;
 use super::log::{Drive, Log, Observer, QueueSnapshot, Shared, Signal};
 use super::recovery::{self, QueueReport};
@@ -303,6 +304,17 @@ impl Store {
     /// Every queue that exists, also those without a pipeline.
     pub fn queues(&self) -> Vec<Arc<Log>> {
         self.logs.lock().values().cloned().collect()
+    }
+
+    /// The log of dead letters in that directory; at most one for each name.
+    pub fn dead_letters(
+        &self,
+        name: &str,
+        options: dead_letters::Options,
+    ) -> Result<(DeadLetterLog, dead_letters::Opened), StoreError> {
+        let dir = self.dir.join(name);
+        DeadLetterLog::open(Arc::clone(&self.disk), &dir, options, Some(Arc::clone(&self.shared.space)))
+            .map_err(StoreError::io("open", &dir))
     }
 
     pub fn space(&self) -> &Arc<Space> {
