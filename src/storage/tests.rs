@@ -15,8 +15,9 @@ mod faults;
 mod power;
 mod restart;
 
-/// Four-block segments, so that rolls and reclaims happen after a few records.
-const SEGMENT_BYTES: u64 = 16 << 10;
+/// Segments of five blocks, two of them the header, so that rolls and reclaims happen after a few records.
+const SEGMENT_BYTES: u64 = 20 << 10;
+const RECORDS_START: usize = segment::RECORDS_START as usize;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
@@ -309,8 +310,8 @@ fn rule_5_a_torn_tail_is_truncated_and_is_no_loss() {
     let path = &segments(crashed.path(), "traces")[0];
     let mut bytes = std::fs::read(path).expect("read");
     // Half of a record that was never acknowledged.
-    let torn: Vec<u8> = bytes[4096..4096 + 500].to_vec();
-    let end = 4096 + 3 * record::record_len(0, 900) as usize;
+    let torn: Vec<u8> = bytes[RECORDS_START..RECORDS_START + 500].to_vec();
+    let end = RECORDS_START + 3 * record::record_len(0, 900) as usize;
     bytes[end..end + 500].copy_from_slice(&torn);
     std::fs::write(path, bytes).expect("written");
     let (again, report, seen) = open(crashed.path());
@@ -354,7 +355,7 @@ fn rule_5_a_header_forged_inside_a_payload_is_not_taken_for_a_record() {
     let path = &segments(crashed.path(), "traces")[0];
     let mut bytes = std::fs::read(path).expect("read");
     // Damage the carrier's header, so that the scan looks for the next record inside the payload.
-    bytes[4096 + 10] ^= 0xFF;
+    bytes[RECORDS_START + 10] ^= 0xFF;
     std::fs::write(path, bytes).expect("written");
     let (again, report, _) = open(crashed.path());
     let log = again.queue("traces", &cursor("a")).expect("queue");
