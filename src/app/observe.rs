@@ -136,6 +136,9 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
             "the data directory is on {kind}: what it promises is what that volume promises"
         ),
     }
+    if report.format_was_damaged {
+        tracing::error!(data_dir = %data_dir.display(), "the FORMAT file was damaged; the segments are of this format, and it was written anew");
+    }
     for note in &report.notes {
         tracing::warn!(%note, "the catalogue was rebuilt from the segments; nothing is lost, some data may be sent twice");
     }

@@ -29,7 +29,7 @@ fn open(dir: &Path) -> Store {
         segment_bytes: Some(20 << 10),
         tail_bytes_max: 2 << 10,
         checkpoint_interval: Duration::from_millis(5),
-        syncs_per_second_max: None,
+        ..Options::default()
     };
     Store::open(Arc::new(RealDisk), dir, &options, Arc::new(Unobserved)).expect("opens").0
 }

@@ -136,7 +136,7 @@ fn options() -> Options {
         segment_bytes: Some(SEGMENT_BYTES),
         tail_bytes_max: 3 << 10,
         checkpoint_interval: Duration::ZERO,
-        syncs_per_second_max: None,
+        ..Options::default()
     }
 }
 
