@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -28,6 +28,8 @@ use ballast::Ballast;
 use format::Format;
 use keeper::{CATALOG_RETRY, Keeper, open_or_rebuild};
 
+/// The first pause between checkpoints is this much shorter than the interval; each is twice as long as the last.
+const FIRST_PAUSE_DIVISOR: u32 = 16;
 /// Queues of one process; each costs two threads and a few files.
 const QUEUES_MAX: usize = 64;
 const CANNOT_SYNC: [io::ErrorKind; 4] = [
@@ -341,14 +343,22 @@ impl Store {
         let (dirty, stopping) = (Arc::clone(&self.shared.dirty), Arc::clone(&self.stopping));
         let observer = Arc::clone(&self.shared.observer);
         let work = move || {
+            let mut pause = interval / FIRST_PAUSE_DIVISOR;
             loop {
+                let waiting = Instant::now();
                 dirty.wait(None);
                 if stopping.load(Ordering::Acquire) {
                     return;
                 }
+                // What was idle, or has just begun, may end as soon: its first checkpoints come quickly, so that a
+                // process that dies young is not sent back to its beginning.
+                if waiting.elapsed() > interval {
+                    pause = interval / FIRST_PAUSE_DIVISOR;
+                }
                 // A failure was reported; whatever changes next raises the flag again.
                 let _ = keeper.lock().checkpoint(&logs.lock().clone(), observer.as_ref());
-                std::thread::sleep(interval);
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(interval);
             }
         };
         let thread = std::thread::Builder::new()

@@ -396,3 +396,19 @@ async fn what_makes_a_destination_stumble_while_others_pass_is_set_aside_alone()
     assert_eq!(good.len(), 15, "{good:?}");
     assert_eq!(case.letters.log().status().letters, 0, "it may be the destination's fault: kept, not parked");
 }
+
+#[tokio::test]
+async fn a_destination_that_fails_now_and_then_sets_nothing_aside() {
+    let case = case();
+    for record in 0..3000 {
+        put_spans(&case.router, &[format!("good {record}")]).await;
+    }
+    let exporter = scripted(|_, n| if n % 7 == 6 { failure(Class::Retryable) } else { Outcome::Delivered });
+    let destination = case.destination(&exporter, |policy| {
+        policy.batch.max_items = 2;
+        policy.consumers = 4;
+    });
+    let subscription = case.deliver_all(&destination).await;
+    assert_eq!(taken(&exporter).len(), 3000);
+    assert_eq!(subscription.status().held_ranges, 0);
+}
