@@ -243,6 +243,24 @@ mod tests {
     }
 
     #[test]
+    fn an_open_that_hangs_is_given_up_in_time() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("catalog");
+        drop(SledCatalog::open(&path).expect("opens"));
+        wait_closed(&path).expect("closed");
+        // Reading a pipe that nobody writes to never ends.
+        std::fs::remove_file(path.join("conf")).expect("removed");
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, path.join("conf"), kind, 0o600.into(), 0).expect("a pipe");
+        let started = Instant::now();
+        let error = SledCatalog::open_within(&path, Duration::from_millis(200)).err().expect("given up");
+        assert!(error.to_string().contains("did not answer within 0.2 s"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(20));
+        // The thread that waits for the pipe is let go.
+        drop(File::options().read(true).write(true).open(path.join("conf")).expect("opens"));
+    }
+
+    #[test]
     fn a_corrupt_catalogue_is_an_error_and_not_a_panic() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("catalog");
