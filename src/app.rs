@@ -6,6 +6,7 @@
 
 mod build;
 mod figures;
+mod letters;
 mod limits;
 mod observe;
 mod running;
@@ -133,7 +134,8 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let control = control::serve(&data_dir, retry, pages_end.clone()).inspect_err(|error| {
         tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` cannot reach this process");
     });
-    figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions));
+    let letters = Arc::clone(&running.dead_letters);
+    figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions), Arc::clone(&letters));
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
     health.set_phase(Phase::Running);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %data_dir.display(), "ready");
@@ -150,7 +152,11 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     health.set_phase(Phase::Stopping);
     running.stop(&plan.shutdown).await;
     let closing = Arc::clone(&store);
-    tokio::task::spawn_blocking(move || closing.close()).await.map_err(|error| setup(&error))?;
+    let close = move || {
+        letters.log().close();
+        closing.close();
+    };
+    tokio::task::spawn_blocking(close).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
     // Its socket goes while the data directory is still ours.

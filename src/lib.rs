@@ -13,7 +13,7 @@
 //!
 //! Each module uses only what stands to its right (a test in `tests/layering.rs` holds it):
 //!
-//! `main → cli → app → admin, config, receivers, pipeline, exporters → queue → storage → otlp`; `settings` and
+//! `main → cli → app → admin, config, receivers, pipeline, exporters → dlq → queue → storage → otlp`; `settings` and
 //! `telemetry` are leaves that anybody may use.
 //!
 //! | room | what it holds |
@@ -25,6 +25,7 @@
 //! | [`receivers`] | OTLP over gRPC and HTTP; answers success only with [`queue::Accepted`] |
 //! | [`pipeline`] | one delivery loop per exporter: lease, batch, export, retry, hold, settle |
 //! | [`exporters`] | the trait, its outcomes, and one file per destination kind |
+//! | [`dlq`] | dead letters: parked with their reason, until somebody decides |
 //! | [`queue`] | intake, leases and settling over the log; byte budgets |
 //! | [`storage`] | segment log, catalogue, witness, recovery, disk; knows no metrics |
 //! | [`otlp`] | bounded wire scan, cutting items out, JSON ↔ protobuf, compression |
@@ -35,6 +36,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod dlq;
 pub mod exporters;
 pub mod otlp;
 pub mod pipeline;

@@ -52,6 +52,12 @@ impl Meter for ExporterMeter {
     fn failed(&self, _exporter: &str, signal: Signal, items: u64) {
         self.0.send_failed(signal as usize - 1, items);
     }
+    fn dead_lettered(&self, _exporter: &str, signal: Signal, items: u64, reason: &'static str) {
+        self.0.dead_lettered(signal as usize - 1, items, reason);
+    }
+    fn dropped(&self, _exporter: &str, signal: Signal, items: u64, reason: &'static str) {
+        self.0.dropped(signal as usize - 1, items, reason);
+    }
     fn held(&self, _exporter: &str, signal: Signal, items: u64) {
         self.0.held(signal as usize - 1, items);
     }
@@ -129,6 +135,9 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
             data_dir = %data_dir.display(), kind,
             "the data directory is on {kind}: what it promises is what that volume promises"
         ),
+    }
+    if report.format_was_damaged {
+        tracing::error!(data_dir = %data_dir.display(), "the FORMAT file was damaged; the segments are of this format, and it was written anew");
     }
     for note in &report.notes {
         tracing::warn!(%note, "the catalogue was rebuilt from the segments; nothing is lost, some data may be sent twice");

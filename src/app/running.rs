@@ -6,10 +6,11 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::build;
 use super::limits::Memory;
 use super::observe::Observed;
+use super::{build, letters};
 use crate::config::{Plan, ShutdownPlan};
+use crate::dlq::DeadLetters;
 use crate::pipeline::Drain;
 use crate::queue::{Budget, Overflow};
 use crate::receivers::otlp::Bound;
@@ -18,6 +19,7 @@ use crate::storage::Store;
 pub struct Running {
     pub budget: Budget,
     pub subscriptions: Vec<Observed>,
+    pub dead_letters: Arc<DeadLetters>,
     pub leaves_machine: bool,
     pub local_paths: Vec<PathBuf>,
     receivers_end: CancellationToken,
@@ -38,7 +40,8 @@ impl Running {
     ) -> Result<Running, super::Error> {
         let drain = Drain::default();
         let deliveries = TaskTracker::new();
-        let built = build::build(plan, data_dir, store, memory, &drain, &deliveries)?;
+        let dead_letters = letters::open(plan, store)?;
+        let built = build::build(plan, data_dir, store, &dead_letters, memory, &drain, &deliveries)?;
         deliveries.close();
         let overflow = Overflow::start(store, built.givers)
             .map_err(|error| super::Error::Setup(format!("failed to start a thread: {error}")))?;
@@ -53,6 +56,7 @@ impl Running {
         Ok(Running {
             budget,
             subscriptions: built.subscriptions,
+            dead_letters,
             leaves_machine: built.leaves_machine,
             local_paths: built.local_paths,
             receivers_end,

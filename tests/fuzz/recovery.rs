@@ -26,7 +26,7 @@ fn options() -> Options {
         segment_bytes: Some(SEGMENT_BYTES),
         tail_bytes_max: 0,
         checkpoint_interval: Duration::from_secs(3600),
-        syncs_per_second_max: None,
+        ..Options::default()
     }
 }
 

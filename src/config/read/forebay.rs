@@ -1,7 +1,7 @@
 //! `forebay:`, every setting that the collector does not have.
 
 use crate::config::ids::ComponentId;
-use crate::config::plan::{DataDirSetting, QueuePlan, ShutdownPlan, StartAt};
+use crate::config::plan::{DataDirSetting, DeadLettersPlan, QueuePlan, ShutdownPlan, StartAt};
 use crate::exporters::{self, StatusPolicy};
 use crate::settings::{Kind, OnFull, Origin, Table};
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use std::path::PathBuf;
 pub struct Forebay {
     pub data_dir: Option<DataDirSetting>,
     pub queue: QueuePlan,
+    pub dead_letters: DeadLettersPlan,
     pub shutdown: ShutdownPlan,
     pub memory_limit_bytes: Option<u64>,
     pub max_syncs_per_second: Option<u32>,
@@ -33,6 +34,8 @@ pub struct ExporterExtra {
     pub start_at: Option<StartAt>,
     pub max_request_bytes: Option<u64>,
     pub status_policy: Option<StatusPolicy>,
+    /// Whether a copy is parked of what was taken only in part.
+    pub parks_partial: Option<bool>,
 }
 
 /// Smallest queue: room for a few segments of the smallest size.
@@ -42,10 +45,13 @@ const MEMORY_BYTES_MIN: u64 = 16 << 20;
 /// Smallest request limit.
 const REQUEST_BYTES_MIN: u64 = 1 << 10;
 
+/// Smallest dead-letter queue: a request of the default largest size must fit.
+const DEAD_LETTERS_BYTES_MIN: u64 = 16 << 20;
+const ON_PARTIAL_SUCCESS: &[(&str, bool)] = &[("count", false), ("park", true)];
 const START_AT: &[(&str, StartAt)] = &[("end", StartAt::End), ("beginning", StartAt::Beginning)];
 
 pub fn read(table: &mut Table<'_>) -> Forebay {
-    later(table, &["dead_letters", "dedup", "admin"]);
+    later(table, &["dedup", "admin"]);
     let origin = table.origin_of("data_dir");
     let data_dir = table.text("data_dir").map(|path| DataDirSetting { path: PathBuf::from(path), origin });
     let queue = table.table("queue", |table| QueuePlan {
@@ -64,11 +70,21 @@ pub fn read(table: &mut Table<'_>) -> Forebay {
     Forebay {
         data_dir,
         queue: queue.unwrap_or_default(),
+        dead_letters: table.table("dead_letters", dead_letters).unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
         memory_limit_bytes: table.table("memory", |table| at_least(table, "limit", MEMORY_BYTES_MIN)).flatten(),
         max_syncs_per_second: table.integer("max_syncs_per_second", 1..=1_000_000).map(|n| n as u32),
         pipelines: table.table("pipelines", |table| each(table, pipeline)).unwrap_or_default(),
         exporters: table.table("exporters", |table| each(table, exporter)).unwrap_or_default(),
+    }
+}
+
+fn dead_letters(table: &mut Table<'_>) -> DeadLettersPlan {
+    later(table, &["max_age", "capture_invalid"]);
+    let default = DeadLettersPlan::default();
+    DeadLettersPlan {
+        max_size_bytes: at_least(table, "max_size", DEAD_LETTERS_BYTES_MIN).unwrap_or(default.max_size_bytes),
+        drops: table.choice("on_full", &[("block", false), ("drop", true)]).unwrap_or(default.drops),
     }
 }
 
@@ -116,6 +132,7 @@ fn exporter(table: &mut Table<'_>, id: String, origin: Origin) -> ExporterExtra 
         start_at: table.choice("start_at", START_AT),
         max_request_bytes: at_least(table, "max_request_bytes", REQUEST_BYTES_MIN),
         status_policy: table.table("status_policy", StatusPolicy::read),
+        parks_partial: table.choice("on_partial_success", ON_PARTIAL_SUCCESS),
     }
 }
 

@@ -178,6 +178,7 @@ async fn for_a_request_larger_than_the_room_kept_free_room_is_made_and_for_one_t
     relieve(&store, &givers);
     // What a request of ordinary size may need at the most.
     assert!(dropped.load(Ordering::SeqCst) - before <= 3 * 21, "{before} and {dropped:?}");
+    let before = dropped.load(Ordering::SeqCst);
     let mut refusals = 0;
     while router.offer(large(100 << 10)).await.is_err() {
         refusals += 1;
@@ -185,7 +186,9 @@ async fn for_a_request_larger_than_the_room_kept_free_room_is_made_and_for_one_t
         relieve(&store, &givers);
         store.checkpoint().expect("written");
     }
-    assert!(log.status().cursors[0].backlog.bytes > 180 << 10, "no more than needed went");
+    // Six segments of fifteen hold as much; one more may go while room comes back.
+    let gone = dropped.load(Ordering::SeqCst) - before;
+    assert!(gone <= 7 * 15, "{gone} went, more than needed");
 }
 
 #[tokio::test]

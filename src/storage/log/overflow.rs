@@ -10,7 +10,7 @@ use crate::settings::Sizer;
 use crate::storage::backlog::Weight;
 use crate::storage::catalog::CursorRow;
 use crate::storage::cursor::{Cursor, PERSISTED_RANGES_MAX};
-use crate::storage::segment::{HEADER_PAGE_LEN, Scanner, Step};
+use crate::storage::segment::{RECORDS_START, Scanner, Step};
 
 use super::read::start_offset;
 use super::{Log, Position, SegmentState};
@@ -112,7 +112,7 @@ impl Log {
                 state.segments.values().filter(|s| s.records > 0 && s.last >= range.start && s.first < range.end);
             within
                 .map(|s| {
-                    let bytes = s.valid_end - HEADER_PAGE_LEN;
+                    let bytes = s.valid_end - RECORDS_START;
                     let whole = Weight { records: s.records, items: s.items, bytes };
                     let offset = start_offset(s, Position::at(range.start.max(s.first)));
                     (s.first..s.last + 1, whole, Arc::clone(&s.file), s.identity, offset..s.valid_end)
