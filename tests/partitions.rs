@@ -55,8 +55,9 @@ async fn suffer(setup: &Setup, proxy: &Proxy, sink: &Sink) {
     println!("partitions: {} delivered, {twice} more than once, stalls {stalls:?}, met {:?}", taken.len(), proxy.met());
     assert!(twice <= FAULTS.len() * CONSUMERS * BATCH_SPANS_MAX, "{twice} more than what was in flight");
     assert!(taken.len() > 500);
+    let log = std::fs::read_to_string(setup.dir.path().join("log")).unwrap_or_default();
     for (fault, stall) in stalls {
-        assert!(stall <= TIMEOUT + BACKOFF_MAX + SLACK, "{stall:?} after {fault:?} was healed");
+        assert!(stall <= TIMEOUT + BACKOFF_MAX + SLACK, "{stall:?} after {fault:?} was healed: {log}");
     }
     assert!(proxy.met().iter().all(|(_, count)| *count > 0), "{:?}", proxy.met());
 }

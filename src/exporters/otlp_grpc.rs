@@ -182,12 +182,9 @@ impl Exporter for OtlpGrpc {
     fn export(&self, batch: Batch) -> BoxFuture<'_, Outcome> {
         async move {
             let (number, channel) = self.channel.lock().clone();
-            match tokio::time::timeout(self.timeout, self.send(channel, batch)).await {
+            match tokio::time::timeout(self.timeout, self.send(number, channel, batch)).await {
                 Ok(result) => result.unwrap_or_else(Outcome::Failed),
-                Err(_) => {
-                    self.renew(number);
-                    Outcome::Failed(local(format!("{} did not answer in time", self.target)))
-                }
+                Err(_) => Outcome::Failed(self.silent(number)),
             }
         }
         .boxed()
@@ -224,7 +221,12 @@ impl OtlpGrpc {
         }
     }
 
-    async fn send(&self, channel: Channel, batch: Batch) -> Result<Outcome, Failure> {
+    fn silent(&self, number: u64) -> Failure {
+        self.renew(number);
+        local(format!("{} did not answer in time", self.target))
+    }
+
+    async fn send(&self, number: u64, channel: Channel, batch: Batch) -> Result<Outcome, Failure> {
         let message = remote::compress(self.encoding, batch.payload)
             .await
             .map_err(|error| local(format!("failed to compress a batch: {error}")))?;
@@ -258,6 +260,10 @@ impl OtlpGrpc {
             let mut cause: &dyn std::error::Error = &error;
             while let Some(source) = cause.source() {
                 cause = source;
+            }
+            // The channel counts the same time, and may be the first to end.
+            if cause.is::<tonic::TimeoutExpired>() {
+                return self.silent(number);
             }
             local(format!("{} cannot be reached: {cause}", self.target))
         })?;
