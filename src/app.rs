@@ -137,9 +137,9 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let exporters = exporters.map(|one| (one.id.clone(), Arc::clone(&one.exporter))).collect();
     let retry = Box::new(observe::answer_retry(&running.subscriptions));
     let api = Api::new(Arc::clone(&running.dead_letters), Arc::new(Exporters(exporters)), Some(retry));
-    if let Err(error) = control::serve(&data_dir, api::router(api), pages_end.clone()) {
+    let control = control::serve(&data_dir, api::router(api), pages_end.clone()).inspect_err(|error| {
         tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` and `forebay dlq` cannot reach this process");
-    }
+    });
     let letters = Arc::clone(&running.dead_letters);
     figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions), Arc::clone(&letters));
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
@@ -165,6 +165,11 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     tokio::task::spawn_blocking(close).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
+    // Its socket goes while the data directory is still ours.
+    if let Ok(control) = control {
+        control.await.map_err(|error| setup(&error))?;
+    }
+    drop(store);
     Ok(())
 }
 

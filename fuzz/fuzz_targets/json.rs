@@ -2,6 +2,7 @@
 
 #![no_main]
 
+mod limit;
 mod opinion;
 
 use forebay::otlp::{json, wire};

@@ -3,6 +3,7 @@
 
 #![no_main]
 
+mod limit;
 mod opinion;
 
 use forebay::otlp::{json, wire};

@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "admin.sock";
@@ -31,9 +32,10 @@ fn reachable(dir: &Path) -> io::Result<(File, PathBuf)> {
     Ok((dir, path))
 }
 
-/// Opens the socket and answers in the background until `shutdown`; then it is removed. Call it only while the data
-/// directory is locked: a socket that a killed process left behind is replaced.
-pub fn serve(dir: &Path, router: Router, shutdown: CancellationToken) -> io::Result<()> {
+/// Opens the socket and answers in the background until `shutdown`; then it is removed. From the call to the end of the
+/// task that is returned the data directory must be locked: a socket that a killed process left behind is replaced, and
+/// one of a successor must not be removed.
+pub fn serve(dir: &Path, router: Router, shutdown: CancellationToken) -> io::Result<JoinHandle<()>> {
     let (handle, path) = reachable(dir)?;
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -42,13 +44,17 @@ pub fn serve(dir: &Path, router: Router, shutdown: CancellationToken) -> io::Res
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    tokio::spawn(async move {
+    Ok(tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
-            match (accepted, Arc::clone(&places).acquire_owned().await) {
+            let place = tokio::select! {
+                () = shutdown.cancelled() => break,
+                place = Arc::clone(&places).acquire_owned() => place,
+            };
+            match (accepted, place) {
                 (Ok((stream, _)), Ok(place)) => {
                     let service = TowerToHyperService::new(router.clone());
                     tokio::spawn(async move {
@@ -73,8 +79,7 @@ pub fn serve(dir: &Path, router: Router, shutdown: CancellationToken) -> io::Res
             tracing::warn!(%error, "failed to remove the control socket");
         }
         drop(handle);
-    });
-    Ok(())
+    }))
 }
 
 /// Connects to the process that uses the data directory. None: nobody listens there.
@@ -101,7 +106,7 @@ mod tests {
         assert!(connect(&long).await.expect("asked").is_none(), "nobody listens yet");
         let shutdown = CancellationToken::new();
         let router = Router::new().route("/word", get(|| async { "heard" }));
-        serve(&long, router, shutdown.clone()).expect("serves");
+        let serving = serve(&long, router, shutdown.clone()).expect("serves");
         let mode = std::fs::metadata(long.join(NAME)).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let stream = connect(&long).await.expect("asked").expect("listens");
@@ -112,8 +117,7 @@ mod tests {
         let answer = sender.send_request(request.expect("a request")).await.expect("answered");
         assert_eq!(answer.into_body().collect().await.expect("a body").to_bytes(), "heard");
         shutdown.cancel();
-        while long.join(NAME).exists() {
-            tokio::task::yield_now().await;
-        }
+        serving.await.expect("no panic");
+        assert!(!long.join(NAME).exists());
     }
 }

@@ -132,7 +132,9 @@ fn forget(command: &Forget) -> Result<(), Failure> {
         refuse_configured(command, plan)?;
     }
     let notes = Arc::new(Notes::default());
-    let (store, _) = open(&dir, &notes)?;
+    let (store, report) = open(&dir, &notes)?;
+    // Opening settles what is lost, once: this is the only time that it is said.
+    show::findings(&report).for_each(|finding| output::complain(&finding));
     let mut forgotten = Vec::new();
     let queues = store.queues();
     let queues = queues.iter().map(|log| log.id().to_owned());

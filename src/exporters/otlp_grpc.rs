@@ -16,6 +16,7 @@ use futures_util::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
 use http::{Method, Request, Response, Uri};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use prost::Message;
 use tonic::body::Body;
 use tonic::transport::Channel;
@@ -139,7 +140,9 @@ impl super::Settings for Settings {
 }
 
 struct OtlpGrpc {
-    channel: Channel,
+    settings: Settings,
+    /// With a number that rises when it is made anew.
+    channel: Mutex<(u64, Channel)>,
     target: String,
     encoding: Encoding,
     headers: HeaderMap,
@@ -164,7 +167,8 @@ pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
     }
     let channel = connect::channel(settings, &target, with_tls)?;
     Ok(OtlpGrpc {
-        channel,
+        settings: settings.clone(),
+        channel: Mutex::new((0, channel)),
         encoding: settings.compression.for_host(host),
         target,
         headers,
@@ -177,9 +181,13 @@ pub fn build(settings: &Settings) -> Result<impl Exporter + use<>, BuildError> {
 impl Exporter for OtlpGrpc {
     fn export(&self, batch: Batch) -> BoxFuture<'_, Outcome> {
         async move {
-            match tokio::time::timeout(self.timeout, self.send(batch)).await {
+            let (number, channel) = self.channel.lock().clone();
+            match tokio::time::timeout(self.timeout, self.send(channel, batch)).await {
                 Ok(result) => result.unwrap_or_else(Outcome::Failed),
-                Err(_) => Outcome::Failed(local(format!("{} did not answer in time", self.target))),
+                Err(_) => {
+                    self.renew(number);
+                    Outcome::Failed(local(format!("{} did not answer in time", self.target)))
+                }
             }
         }
         .boxed()
@@ -202,7 +210,21 @@ fn local(message: String) -> Failure {
 }
 
 impl OtlpGrpc {
-    async fn send(&self, batch: Batch) -> Result<Outcome, Failure> {
+    /// A connection that carries many requests may be dead without a word, and TCP alone finds out after a quarter of an
+    /// hour: after a timeout the next request gets a new one. Requests under way keep theirs.
+    fn renew(&self, number: u64) {
+        let mut channel = self.channel.lock();
+        if channel.0 != number {
+            return;
+        }
+        match self.settings.target().and_then(|(target, with_tls)| connect::channel(&self.settings, &target, with_tls))
+        {
+            Ok(fresh) => *channel = (number + 1, fresh),
+            Err(error) => tracing::warn!(target = %self.target, %error, "the old connection is kept"),
+        }
+    }
+
+    async fn send(&self, channel: Channel, batch: Batch) -> Result<Outcome, Failure> {
         let message = remote::compress(self.encoding, batch.payload)
             .await
             .map_err(|error| local(format!("failed to compress a batch: {error}")))?;
@@ -232,7 +254,7 @@ impl OtlpGrpc {
         if let Ok(timeout) = HeaderValue::from_str(&timeout) {
             request.headers_mut().insert("grpc-timeout", timeout);
         }
-        let response = self.channel.clone().oneshot(request).await.map_err(|error| {
+        let response = channel.oneshot(request).await.map_err(|error| {
             let mut cause: &dyn std::error::Error = &error;
             while let Some(source) = cause.source() {
                 cause = source;

@@ -222,7 +222,7 @@ impl OtlpHttp {
         let body = remote::compress(encoding, body)
             .await
             .map_err(|error| local(Class::Retryable, format!("failed to compress a batch: {error}")))?;
-        let client = self.clients.of(index).await;
+        let (number, client) = self.clients.of(index).await;
         let mut request = client.post(target.request_url.clone());
         if let Some(host) = &target.host_header {
             request = request.header(HOST, host);
@@ -234,7 +234,15 @@ impl OtlpHttp {
         if let Some(name) = remote::encoding_name(encoding) {
             request = request.header(CONTENT_ENCODING, HeaderValue::from_static(name));
         }
-        let response = request.send().await.map_err(|error| transport(&target.url, &error))?;
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => {
+                if error.is_timeout() {
+                    self.clients.renew(number).await;
+                }
+                return Err(transport(&target.url, &error));
+            }
+        };
         self.outcome(batch.signal, &target.url, response).await
     }
 

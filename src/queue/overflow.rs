@@ -4,7 +4,8 @@
 //! segments that nobody else holds, and what an exporter has beyond its `queue_size`. The space comes back with the
 //! next checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,8 +13,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::storage::log::Signal;
-use crate::storage::{Store, Weight};
+use crate::storage::log::{Droppable, Enough, Signal};
+use crate::storage::{Record, Store, Weight};
 
 use super::Subscription;
 
@@ -24,10 +25,16 @@ const SEGMENTS_PER_ROUND_MAX: usize = 1024;
 /// Pause between rounds, so that a full disk costs no core.
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
 
+/// Takes records over, durably, or fails; what it returns takes that back, should they be on their way by then.
+pub type Park = Box<dyn Fn(&[Record]) -> std::io::Result<Undo> + Send>;
+pub type Undo = Box<dyn FnOnce()>;
+
 /// One exporter's part of one queue that gives way, and who counts what it gives up.
 pub struct Giver {
     pub subscription: Arc<Subscription>,
-    pub on_drop: Box<dyn Fn(&Weight) + Send>,
+    /// Who has the records then; None: nobody.
+    pub park: Option<Park>,
+    pub on_gone: Box<dyn Fn(&Weight) + Send>,
 }
 
 /// The thread that makes room; ended by [`Overflow::close`].
@@ -86,17 +93,30 @@ pub fn relieve(store: &Store, givers: &[Giver]) {
     }
     let logs = store.queues();
     let coming_back: u64 = logs.iter().map(|log| log.reclaimable_bytes()).sum();
-    let mut needed = store.space().shortfall(FREE_SEGMENTS * store.segment_bytes()).saturating_sub(coming_back);
-    if needed == 0 {
+    let missing = |bytes| store.space().shortfall(bytes).saturating_sub(coming_back);
+    let (ahead, wanted) = (missing(FREE_SEGMENTS * store.segment_bytes()), missing(store.space().take_wanted()));
+    if ahead == 0 && wanted == 0 {
         return;
     }
-    let mut candidates: BTreeMap<&str, std::collections::VecDeque<_>> =
-        logs.iter().map(|log| (log.id(), log.droppable().into())).collect();
+    // What is being sent cannot go yet: to give up the rest of its segment, or another's hold on it, would free nothing.
+    let is_sent = |queue: &str, range: &Range<u64>| {
+        let mut of_queue = givers.iter().filter(|giver| giver.subscription.queue() == queue);
+        of_queue.any(|giver| giver.subscription.is_sending(range))
+    };
+    let mut candidates: BTreeMap<&str, VecDeque<Droppable>> = BTreeMap::new();
+    for log in &logs {
+        let idle = log.droppable().into_iter().filter(|segment| !is_sent(log.id(), &segment.sequences));
+        candidates.insert(log.id(), idle.collect());
+    }
+    let bytes = |segments: &VecDeque<Droppable>| segments.iter().map(|segment| segment.allocated_bytes).sum::<u64>();
+    let possible: u64 = candidates.values().map(bytes).sum();
+    // For a request that will not fit whatever goes, nothing goes.
+    let mut needed = if wanted <= possible { wanted.max(ahead) } else { ahead };
     for _ in 0..SEGMENTS_PER_ROUND_MAX {
+        if needed == 0 {
+            return;
+        }
         // The queue that holds the most of what may go gives first.
-        let bytes = |segments: &std::collections::VecDeque<crate::storage::log::Droppable>| -> u64 {
-            segments.iter().map(|segment| segment.allocated_bytes).sum()
-        };
         let Some((queue, segments)) = candidates.iter_mut().max_by_key(|(_, segments)| bytes(segments)) else { return };
         let Some(segment) = segments.pop_front() else { return };
         let mut is_free = true;
@@ -106,24 +126,25 @@ pub fn relieve(store: &Store, givers: &[Giver]) {
         if is_free {
             needed = needed.saturating_sub(segment.allocated_bytes);
         }
-        if needed == 0 {
-            return;
-        }
     }
 }
 
 /// Whether everything in the range is settled now.
-fn give_up(giver: &Giver, range: std::ops::Range<u64>, enough: crate::storage::log::Enough) -> bool {
-    match giver.subscription.give_up(range, enough) {
+fn give_up(giver: &Giver, range: Range<u64>, enough: Enough) -> bool {
+    let given = match &giver.park {
+        None => giver.subscription.give_up(range, enough),
+        Some(park) => giver.subscription.hand_over(range, enough, park),
+    };
+    match given {
         Ok(given) => {
             if given.weight.records > 0 {
-                (giver.on_drop)(&given.weight);
+                (giver.on_gone)(&given.weight);
             }
             given.is_all
         }
         Err(error) => {
             let (queue, exporter) = (giver.subscription.queue(), giver.subscription.cursor());
-            tracing::error!(queue, exporter, %error, "failed to read what is to be given up; trying again");
+            tracing::error!(queue, exporter, %error, "what is to give way stays: it cannot be read or parked; trying again");
             false
         }
     }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,6 @@ use crate::queue::{Budget, Intake};
 use crate::settings::Table;
 use crate::telemetry::ReceiverMetrics;
 
-use super::body::BodyLimits;
 use super::ingest::Ingest;
 use super::listen;
 
@@ -225,6 +225,31 @@ pub async fn bind(id: &str, settings: Settings) -> Result<Bound, BindError> {
     Ok(bound)
 }
 
+/// What each transport of one receiver needs; large bodies wait for each other.
+fn ingests(id: String, intake: Arc<dyn Intake>, budget: Budget) -> impl Fn(&'static str) -> Arc<Ingest> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let heavy = Arc::new(Semaphore::new(processors));
+    move |transport| {
+        Arc::new(Ingest {
+            intake: Arc::clone(&intake),
+            budget: budget.clone(),
+            heavy: Arc::clone(&heavy),
+            metrics: ReceiverMetrics::new(&id, transport),
+        })
+    }
+}
+
+/// What answers requests of HTTP and of gRPC, without connections.
+pub async fn routers(id: &str, settings: &Settings, intake: Arc<dyn Intake>, budget: Budget) -> [Option<Router>; 2] {
+    let ingest = ingests(id.to_owned(), intake, budget);
+    let http = settings.http.as_ref().map(|settings| http::router(settings, ingest("http")));
+    let grpc = match &settings.grpc {
+        Some(settings) => Some(grpc::router(settings, ingest("grpc")).await),
+        None => None,
+    };
+    [http, grpc]
+}
+
 impl Bound {
     pub fn grpc_addresses(&self) -> Vec<SocketAddr> {
         self.grpc.iter().filter_map(|listener| listener.local_addr().ok()).collect()
@@ -236,20 +261,9 @@ impl Bound {
 
     /// Serves until `shutdown`, then answers what is under way and ends.
     pub async fn serve(self, intake: Arc<dyn Intake>, budget: Budget, shutdown: CancellationToken) {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let heavy = Arc::new(Semaphore::new(processors));
-        let ingest = |transport| {
-            Arc::new(Ingest {
-                intake: Arc::clone(&intake),
-                budget: budget.clone(),
-                heavy: Arc::clone(&heavy),
-                metrics: ReceiverMetrics::new(&self.id, transport),
-            })
-        };
-        let http = self.settings.http.map(|settings| {
-            let limits = BodyLimits { bytes_max: settings.request_bytes_max, read_timeout: settings.read_timeout };
-            http::serve(self.http, settings, limits, ingest("http"), shutdown.clone())
-        });
+        let ingest = ingests(self.id, intake, budget);
+        let http =
+            self.settings.http.map(|settings| http::serve(self.http, settings, ingest("http"), shutdown.clone()));
         let grpc =
             self.settings.grpc.map(|settings| grpc::serve(self.grpc, settings, ingest("grpc"), shutdown.clone()));
         tokio::join!(

@@ -344,7 +344,10 @@ impl Log {
                 beyond.div_ceil(usable) * inner.shared.segment_bytes
             };
             let checked = inner.shared.space.check(allocation, || self.holder());
-            checked.inspect_err(|_| inner.shared.pressure.raise())?;
+            checked.inspect_err(|_| {
+                inner.shared.space.want(allocation);
+                inner.shared.pressure.raise();
+            })?;
         }
         Ok(reservation)
     }

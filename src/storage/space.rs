@@ -44,6 +44,8 @@ pub struct Space {
     floor_bytes: u64,
     kind: u64,
     allocated_bytes: AtomicU64,
+    /// The most that a request was refused since [`Space::take_wanted`].
+    wanted_bytes: AtomicU64,
     reading: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -60,6 +62,7 @@ impl Space {
             floor_bytes,
             kind: space.kind,
             allocated_bytes: AtomicU64::new(0),
+            wanted_bytes: AtomicU64::new(0),
             reading: Mutex::new(None),
         })
     }
@@ -84,6 +87,10 @@ impl Space {
     pub fn subtract(&self, bytes: u64) {
         let before = self.allocated_bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "more bytes given back than were taken");
+        // A reading from before would have more given up than is needed.
+        if let Some((_, available_bytes)) = &mut *self.reading.lock() {
+            *available_bytes = available_bytes.saturating_add(bytes);
+        }
     }
 
     /// Whether `bytes` more may be allocated now. `holder` names, for the message, who holds the space.
@@ -106,6 +113,15 @@ impl Space {
             });
         }
         Ok(())
+    }
+
+    /// Notes what was refused, for who makes room.
+    pub fn want(&self, bytes: u64) {
+        self.wanted_bytes.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    pub fn take_wanted(&self) -> u64 {
+        self.wanted_bytes.swap(0, Ordering::Relaxed)
     }
 
     /// How many bytes have to come back before `bytes` more may be allocated.

@@ -169,7 +169,7 @@ fn cursors_of(account: Option<&Account>, queue: &str) -> BTreeMap<String, Cursor
     queue.iter().flat_map(|queue| &queue.cursors).map(|(name, row)| (name.clone(), row.cursor())).collect()
 }
 
-/// Whether every cursor has settled the range. Without cursors nobody has.
+/// Whether every cursor has settled the range.
 fn settled_by_all(cursors: &BTreeMap<String, Cursor>, range: &Range<u64>) -> bool {
-    !cursors.is_empty() && cursors.values().all(|cursor| cursor.has_settled(range.clone()))
+    cursors.values().all(|cursor| cursor.has_settled(range.clone()))
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod ledger;
+pub mod proxy;
 pub mod setup;
 pub mod strace;
 
@@ -171,6 +172,11 @@ impl Sink {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("address");
         (Sink::start_on(listener), address)
+    }
+
+    /// Whether a span came for the first time since then.
+    pub fn arrived_since(&self, moment: Instant) -> bool {
+        self.first_taken.lock().values().any(|at| *at > moment)
     }
 
     pub fn start_on(listener: tokio::net::TcpListener) -> Arc<Sink> {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::Forgotten;
 use crate::storage::Log;
+use crate::storage::log::Lost;
 use crate::storage::store::OpenReport;
 use crate::storage::survey::{Depth, QueueSurvey, Survey};
 
@@ -111,6 +112,21 @@ pub(super) fn forgotten(forgotten: &Forgotten) -> String {
     }
 }
 
+/// What an opening found that somebody should know.
+pub fn findings(report: &OpenReport) -> impl Iterator<Item = String> + '_ {
+    let lost = report.queues.iter().flat_map(|(queue, found)| {
+        found.lost.iter().map(move |lost| format!("queue {queue}: lost: {}", describe(lost)))
+    });
+    let aside = report.queues.iter().flat_map(|(queue, found)| {
+        found.quarantined.iter().map(move |path| format!("queue {queue}: set aside: {}", path.display()))
+    });
+    report.notes.iter().cloned().chain(lost).chain(aside)
+}
+
+fn describe(lost: &Lost) -> String {
+    format!("segment {:016x} at {}, records {:?}: {}", lost.segment_id, lost.offset, lost.sequences, lost.reason)
+}
+
 /// What `repair` found and did.
 #[derive(Serialize)]
 pub struct Repaired {
@@ -138,16 +154,7 @@ impl Repaired {
             records: found.records,
             torn_tail_bytes: found.torn_tail_bytes,
             lost_records: found.lost.iter().map(|lost| lost.sequences.end.saturating_sub(lost.sequences.start)).sum(),
-            lost: found
-                .lost
-                .iter()
-                .map(|lost| {
-                    format!(
-                        "segment {:016x} at {}, records {:?}: {}",
-                        lost.segment_id, lost.offset, lost.sequences, lost.reason
-                    )
-                })
-                .collect(),
+            lost: found.lost.iter().map(describe).collect(),
             set_aside: found.quarantined.iter().map(|path| path.display().to_string()).collect(),
         });
         Repaired { queues: queues.collect(), notes: report.notes.clone(), failures: failures.to_vec() }

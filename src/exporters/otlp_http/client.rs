@@ -75,8 +75,16 @@ pub(super) struct Clients {
     timeout: Duration,
     proxy_url: Option<String>,
     tls: Arc<tls::Reloading>,
-    /// One per signal, and the version of the certificates that they were made with.
-    made: Mutex<(u64, [Client; 3])>,
+    made: Mutex<Made>,
+}
+
+struct Made {
+    /// Of the certificates.
+    version: u64,
+    /// Rises when clients are made.
+    number: u64,
+    /// One per signal.
+    clients: [Client; 3],
 }
 
 impl Clients {
@@ -84,21 +92,36 @@ impl Clients {
         let (timeout, proxy_url) = (settings.timeout, settings.proxy_url.clone());
         let tls = Arc::new(tls::Reloading::new(&settings.tls, &[])?);
         let (version, config) = tls.last();
-        let made = make(&targets, timeout, proxy_url.as_deref(), &config)?;
-        Ok(Clients { targets, timeout, proxy_url, tls, made: Mutex::new((version, made)) })
+        let clients = make(&targets, timeout, proxy_url.as_deref(), &config)?;
+        Ok(Clients { targets, timeout, proxy_url, tls, made: Mutex::new(Made { version, number: 0, clients }) })
     }
 
-    /// The client for a signal; a new one, with new connections, when the certificates have changed.
-    pub async fn of(&self, index: usize) -> Client {
+    /// The client for a signal, and its number for [`Clients::renew`]; a new one, with new connections, when the
+    /// certificates have changed.
+    pub async fn of(&self, index: usize) -> (u64, Client) {
         let (version, config) = self.tls.current().await;
         let mut made = self.made.lock();
-        if made.0 != version {
-            match make(&self.targets, self.timeout, self.proxy_url.as_deref(), &config) {
-                Ok(clients) => *made = (version, clients),
-                Err(error) => tracing::warn!(%error, "the HTTP client cannot be made anew; the old one is kept"),
-            }
+        if made.version != version {
+            self.make_anew(&mut made, version, &config);
         }
-        made.1[index].clone()
+        (made.number, made.clients[index].clone())
+    }
+
+    /// After a timeout: a connection of HTTP/2 may be dead without a word, and would be used again. Requests under way
+    /// keep theirs.
+    pub async fn renew(&self, number: u64) {
+        let (version, config) = self.tls.current().await;
+        let mut made = self.made.lock();
+        if made.number == number {
+            self.make_anew(&mut made, version, &config);
+        }
+    }
+
+    fn make_anew(&self, made: &mut Made, version: u64, config: &ClientConfig) {
+        match make(&self.targets, self.timeout, self.proxy_url.as_deref(), config) {
+            Ok(clients) => *made = Made { version, number: made.number + 1, clients },
+            Err(error) => tracing::warn!(%error, "the HTTP client cannot be made anew; the old one is kept"),
+        }
     }
 }
 

@@ -21,10 +21,10 @@ fn bench(dir: &Path, cursors: &[&str], giving_way: &[&str]) -> (Store, Arc<Log>,
 fn giver(log: &Arc<Log>, name: &str) -> (Giver, Arc<AtomicU64>) {
     let dropped = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&dropped);
-    let on_drop = Box::new(move |weight: &crate::storage::Weight| {
+    let on_gone = Box::new(move |weight: &crate::storage::Weight| {
         counted.fetch_add(weight.items, Ordering::SeqCst);
     });
-    (Giver { subscription: Subscription::new(Arc::clone(log), name), on_drop }, dropped)
+    (Giver { subscription: Subscription::new(Arc::clone(log), name), park: None, on_gone }, dropped)
 }
 
 /// Offers until `count` are accepted, relieving in between as the thread would; how many were refused.
@@ -138,4 +138,107 @@ async fn what_is_being_sent_is_not_given_up_and_what_only_waits_is_not_sent() {
     assert_eq!(subscription.status().held_ranges, 0);
     assert_eq!(log.status().cursors[0].backlog.records, 3);
     assert_eq!(take_all(subscription).await, 3);
+}
+
+#[tokio::test]
+async fn what_another_exporter_is_sending_is_not_given_up_for_nothing() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead", "slow"], &["dead", "slow"]);
+    let (dead, dropped) = giver(&log, "dead");
+    let (slow, _) = giver(&log, "slow");
+    let oldest = slow.subscription.clone();
+    let givers = [dead, slow];
+    fill(&store, &router, &[], 1).await;
+    let mut sending = oldest.lease(LIMITS).await.expect("reads").expect("records");
+    assert!(sending.claim().await.expect("reads"));
+    // A segment holds fifteen.
+    let first_segment = 0..15;
+    fill(&store, &router, &givers, 250).await;
+    let kept = log.unsettled("dead", first_segment.clone());
+    assert_eq!(kept, [first_segment], "the segment could not go: the slow one is sending from it");
+    assert!(dropped.load(Ordering::SeqCst) > 0);
+    sending.settle(Settled::by_delivery());
+    fill(&store, &router, &givers, 50).await;
+    assert!(log.cursor("dead").expect("cursor").low() >= 15, "then it went first");
+}
+
+#[tokio::test]
+async fn for_a_request_larger_than_the_room_kept_free_room_is_made_and_for_one_that_never_fits_nothing_goes() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead"], &["dead"]);
+    let (giver, dropped) = giver(&log, "dead");
+    let givers = [giver];
+    fill(&store, &router, &givers, 250).await;
+    let budget = Budget::new(1 << 20);
+    let large =
+        |len: usize| Offer { payload: Bytes::from(vec![1; len]), raw_len: len as u64, ..offer(&budget, 1, Vec::new()) };
+    let before = dropped.load(Ordering::SeqCst);
+    let refused = router.offer(large(300 << 10)).await.expect_err("larger than the cap");
+    assert_eq!(refused.reason, RefusedReason::Full);
+    relieve(&store, &givers);
+    // What a request of ordinary size may need at the most.
+    assert!(dropped.load(Ordering::SeqCst) - before <= 3 * 21, "{before} and {dropped:?}");
+    let mut refusals = 0;
+    while router.offer(large(100 << 10)).await.is_err() {
+        refusals += 1;
+        assert!(refusals < 10, "room is never made for it");
+        relieve(&store, &givers);
+        store.checkpoint().expect("written");
+    }
+    assert!(log.status().cursors[0].backlog.bytes > 140 << 10, "no more than needed went");
+}
+
+#[tokio::test]
+async fn a_queue_that_nobody_reads_any_more_is_not_counted_as_room_to_come() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead"], &["dead"]);
+    let other = store.queue("left", &[("gone".to_owned(), StartAt::Beginning)]).expect("queue");
+    let mut to_other = Router::new();
+    to_other.add(Signal::Traces, Arc::clone(&other));
+    fill(&store, &to_other, &[], 64).await;
+    store.forget_cursor("left", "gone").expect("written").expect("there");
+    let (giver, dropped) = giver(&log, "dead");
+    let givers = [giver];
+    fill(&store, &router, &givers, 250).await;
+    assert!(dropped.load(Ordering::SeqCst) > 0);
+    assert_eq!(other.oldest_sequence(), 0, "its records stay");
+}
+
+#[tokio::test]
+async fn past_the_cap_an_exporter_that_parks_hands_its_oldest_over_and_without_room_there_it_blocks() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead"], &["dead"]);
+    let parked: Arc<parking_lot::Mutex<Vec<u64>>> = Arc::default();
+    let has_room = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let (mut giver, counted) = giver(&log, "dead");
+    let (kept, room) = (Arc::clone(&parked), Arc::clone(&has_room));
+    giver.park = Some(Box::new(move |records| {
+        if !room.load(Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        kept.lock().extend(records.iter().map(|record| record.sequence));
+        Ok(Box::new(|| ()))
+    }));
+    let givers = [giver];
+    fill(&store, &router, &givers, 500).await;
+    let handed_over = parked.lock().clone();
+    assert!(!handed_over.is_empty());
+    assert!(handed_over.is_sorted_by(|a, b| a < b), "the oldest first, each once");
+    assert_eq!(counted.load(Ordering::SeqCst), handed_over.len() as u64);
+    let waiting = log.status().cursors[0].backlog.records;
+    assert_eq!(waiting + handed_over.len() as u64, 500, "every one waits or is parked");
+
+    has_room.store(false, Ordering::SeqCst);
+    let budget = Budget::new(1 << 20);
+    let mut refused = None;
+    for n in 0..300 {
+        refused = router.offer(offer(&budget, n as u8, Vec::new())).await.err();
+        relieve(&store, &givers);
+        store.checkpoint().expect("written");
+        if refused.is_some() {
+            break;
+        }
+    }
+    assert_eq!(refused.expect("blocked").reason, RefusedReason::Full);
+    assert_eq!(parked.lock().len(), handed_over.len(), "nothing went");
 }

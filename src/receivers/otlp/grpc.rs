@@ -44,11 +44,6 @@ pub(super) async fn serve(
     ingest: Arc<Ingest>,
     shutdown: CancellationToken,
 ) {
-    let limits = BodyLimits {
-        // The prefix is not the message's.
-        bytes_max: settings.request_bytes_max + PREFIX_LEN as u64,
-        read_timeout: settings.read_timeout,
-    };
     let mut builder = Builder::new(TokioExecutor::new()).http2_only();
     builder
         .http2()
@@ -65,12 +60,18 @@ pub(super) async fn serve(
         age: settings.max_connection_age,
         age_grace: settings.max_connection_age_grace,
     };
-    let router = router(Arc::new(Grpc { ingest, limits })).await;
+    let router = router(&settings, ingest).await;
     serve::serve(listeners, builder, router, connection_limits, shutdown).await;
 }
 
 /// The three services, health and reflection; what is not there is UNIMPLEMENTED.
-async fn router(state: Arc<Grpc>) -> Router {
+pub(super) async fn router(settings: &GrpcSettings, ingest: Arc<Ingest>) -> Router {
+    let limits = BodyLimits {
+        // The prefix is not the message's.
+        bytes_max: settings.request_bytes_max + PREFIX_LEN as u64,
+        read_timeout: settings.read_timeout,
+    };
+    let state = Arc::new(Grpc { ingest, limits });
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut otlp = Router::new();
     for signal in Signal::ALL {

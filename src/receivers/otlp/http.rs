@@ -65,14 +65,9 @@ struct Http {
     encodings: Encodings,
 }
 
-pub(super) async fn serve(
-    listeners: Vec<TcpListener>,
-    settings: HttpSettings,
-    limits: BodyLimits,
-    ingest: Arc<Ingest>,
-    shutdown: CancellationToken,
-) {
-    let memory = ConnectionMemory::beside(ingest.budget.limit_bytes());
+/// The paths of the three signals; what else is asked for is not found.
+pub(super) fn router(settings: &HttpSettings, ingest: Arc<Ingest>) -> Router {
+    let limits = BodyLimits { bytes_max: settings.request_bytes_max, read_timeout: settings.read_timeout };
     let state = Arc::new(Http { ingest, limits, cors: settings.cors.clone(), encodings: settings.encodings.clone() });
     let mut router = Router::new();
     for (signal, path) in Signal::ALL.into_iter().zip(&settings.paths) {
@@ -81,8 +76,17 @@ pub(super) async fn serve(
         };
         router = router.route(path, any(handler));
     }
-    let router = router.fallback(not_found).with_state(state);
+    router.fallback(not_found).with_state(state)
+}
 
+pub(super) async fn serve(
+    listeners: Vec<TcpListener>,
+    settings: HttpSettings,
+    ingest: Arc<Ingest>,
+    shutdown: CancellationToken,
+) {
+    let memory = ConnectionMemory::beside(ingest.budget.limit_bytes());
+    let router = router(&settings, ingest);
     let idle = settings.idle_timeout.max(Duration::from_secs(1));
     let mut builder = Builder::new(TokioExecutor::new());
     builder

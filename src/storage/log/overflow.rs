@@ -1,5 +1,6 @@
 //! What may give way when there is no room: the backlog of cursors that gave leave to it, and nothing else.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
@@ -7,10 +8,12 @@ use std::sync::Arc;
 
 use crate::settings::Sizer;
 use crate::storage::backlog::Weight;
-use crate::storage::cursor::Cursor;
+use crate::storage::catalog::CursorRow;
+use crate::storage::cursor::{Cursor, PERSISTED_RANGES_MAX};
 use crate::storage::segment::{RECORDS_START, Scanner, Step};
 
-use super::{Log, SegmentState};
+use super::read::start_offset;
+use super::{Log, Position, SegmentState};
 
 /// A segment that only cursors which give way hold on to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,15 @@ pub struct Droppable {
 
 /// Enough of a backlog, in one unit.
 pub type Enough = Option<(Sizer, u64)>;
+
+/// The cursor as a checkpoint writes it, which alone lets segments go: of very many ranges a row keeps the first.
+fn written_down(cursor: &Cursor) -> Cow<'_, Cursor> {
+    if cursor.above().len() <= PERSISTED_RANGES_MAX {
+        Cow::Borrowed(cursor)
+    } else {
+        Cow::Owned(CursorRow::new(cursor, PERSISTED_RANGES_MAX).cursor())
+    }
+}
 
 impl Log {
     /// At the cap, this cursor's oldest records may be given up: its limit never refuses, and who watches
@@ -65,11 +77,13 @@ impl Log {
         sealed
             .filter_map(|segment| {
                 let sequences = segment.first..segment.last + 1;
-                let mut holders = state.cursors.iter().filter(|(_, cursor)| !cursor.has_settled(sequences.clone()));
                 let mut held = false;
-                let all_give_way = holders.all(|(name, _)| {
-                    held = true;
-                    giving_way.contains(name)
+                let all_give_way = state.cursors.iter().all(|(name, cursor)| {
+                    if giving_way.contains(name) {
+                        held |= !cursor.has_settled(sequences.clone());
+                        return true;
+                    }
+                    written_down(cursor).has_settled(sequences.clone())
                 });
                 (held && all_give_way).then_some(Droppable { sequences, allocated_bytes: segment.allocated_bytes })
             })
@@ -79,8 +93,10 @@ impl Log {
     /// Bytes of segments that everyone has settled: they come back with the next checkpoint.
     pub fn reclaimable_bytes(&self) -> u64 {
         let state = self.inner.state.lock();
+        let cursors: Vec<Cow<'_, Cursor>> = state.cursors.values().map(written_down).collect();
+        // Without cursors nothing is ever given back.
         let settled =
-            |range: Range<u64>| state.cursors.values().all(|cursor: &Cursor| cursor.has_settled(range.clone()));
+            |range: Range<u64>| !cursors.is_empty() && cursors.iter().all(|cursor| cursor.has_settled(range.clone()));
         let sealed = state.segments.values().filter(|s| s.state != SegmentState::Active && s.records > 0);
         sealed.filter(|s| settled(s.first..s.last + 1)).map(|s| s.allocated_bytes).sum()
     }
@@ -98,17 +114,18 @@ impl Log {
                 .map(|s| {
                     let bytes = s.valid_end - RECORDS_START;
                     let whole = Weight { records: s.records, items: s.items, bytes };
-                    (s.first..s.last + 1, whole, Arc::clone(&s.file), s.identity, s.valid_end)
+                    let offset = start_offset(s, Position::at(range.start.max(s.first)));
+                    (s.first..s.last + 1, whole, Arc::clone(&s.file), s.identity, offset..s.valid_end)
                 })
                 .collect()
         };
-        for (sequences, whole, file, identity, valid_end) in segments {
+        for (sequences, whole, file, identity, offsets) in segments {
             let wanted = range.start <= sequences.start && sequences.end <= range.end;
             if wanted && !is_enough(&sum.plus(&whole)) {
                 sum = sum.plus(&whole);
                 continue;
             }
-            let mut scanner = Scanner::new(file, identity, RECORDS_START, valid_end);
+            let mut scanner = Scanner::new(file, identity, offsets.start, offsets.end);
             loop {
                 let header = match scanner.peek_header()? {
                     Some(header) => {
@@ -121,7 +138,7 @@ impl Log {
                         Step::End => break,
                     },
                 };
-                if header.sequence >= range.end || scanner.offset() > valid_end {
+                if header.sequence >= range.end || scanner.offset() > offsets.end {
                     break;
                 }
                 if header.sequence >= range.start {

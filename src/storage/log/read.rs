@@ -168,7 +168,7 @@ fn segment_of(state: &State, sequence: u64) -> Option<&Segment> {
     state.segments.values().find(|segment| segment.records > 0 && segment.last >= sequence)
 }
 
-fn start_offset(segment: &Segment, from: Position) -> u64 {
+pub(super) fn start_offset(segment: &Segment, from: Position) -> u64 {
     if let Some((id, offset)) = from.hint
         && id == segment.identity.id
         && offset <= segment.valid_end

@@ -32,14 +32,22 @@ pub struct Walked {
     pub survey: QueueSurvey,
     /// Sequences that were written and not met, with the segment behind them.
     missing: Vec<(Range<u64>, String)>,
+    gaps: Vec<Gap>,
     last: Option<u64>,
+}
+
+/// Bytes that are no record, and the sequences that may have been there; empty where nothing tells.
+#[derive(Debug)]
+struct Gap {
+    damage: Damage,
+    sequences: Range<u64>,
 }
 
 #[derive(Default)]
 struct Segment {
     survey: SegmentSurvey,
     lags: BTreeMap<String, CursorSurvey>,
-    gaps: Vec<Damage>,
+    gaps: Vec<Gap>,
     missing: Vec<(Range<u64>, String)>,
     last: Option<u64>,
 }
@@ -80,7 +88,7 @@ pub fn queue(
                 break;
             };
             let before = std::mem::replace(&mut segment, again);
-            segment.gaps.retain(|gap| before.gaps.iter().any(|other| other.offset == gap.offset));
+            segment.gaps.retain(|gap| before.gaps.iter().any(|other| other.damage.offset == gap.damage.offset));
         }
         if segment.survey.segment.is_empty() {
             continue;
@@ -97,7 +105,7 @@ pub fn queue(
         walked.survey.records += segment.survey.records;
         walked.survey.items += segment.survey.items;
         walked.survey.allocated_bytes += segment.survey.allocated_bytes;
-        walked.survey.damage.extend(segment.gaps);
+        walked.gaps.extend(segment.gaps);
         walked.survey.segments.push(segment.survey);
     }
     walked.survey.next_sequence = walked.last.map_or(0, |last| last + 1);
@@ -107,13 +115,25 @@ pub fn queue(
 
 impl Walked {
     /// Of what was not met, what some cursor still needs is lost; holes were reported already, or never acknowledged.
+    /// Without cursors (nobody reads it, or there is no witness) what was given back and what was lost look the same.
     pub fn note_missing(&mut self, cursors: &BTreeMap<String, Cursor>, durable_end: u64, holes: &RangeSet) {
+        let gaps = self.gaps.drain(..);
+        let Some(low) = cursors.values().map(Cursor::low).min() else {
+            self.survey.damage.extend(gaps.map(|gap| gap.damage));
+            return;
+        };
+        // What `repair` has settled stays where it lies, and is no news.
+        let is_settled = |range: &Range<u64>| {
+            let mut open = holes.gaps(range.start.max(low)..range.end).into_iter();
+            open.all(|part| part.is_empty() || settled_by_all(cursors, &part))
+        };
+        let news = gaps.filter(|gap| gap.sequences.is_empty() || !is_settled(&gap.sequences));
+        self.survey.damage.extend(news.map(|gap| gap.damage));
         let tail = self.last.map_or(0, |last| last + 1)..durable_end;
         if !tail.is_empty() {
             let segment = self.survey.segments.last().map_or_else(String::new, |segment| segment.segment.clone());
             self.missing.push((tail, segment));
         }
-        let low = cursors.values().map(Cursor::low).min().unwrap_or(0);
         for (range, segment) in self.missing.drain(..).flat_map(|(range, segment)| {
             let unknown = holes.gaps(range.start.max(low)..range.end);
             unknown.into_iter().map(move |range| (range, segment.clone()))
@@ -151,12 +171,9 @@ fn look(
         last,
         ..Segment::default()
     };
-    let damage = |offset, bytes, reason: &str| Damage {
-        segment: format!("{id:016x}"),
-        offset,
-        bytes,
-        sequences: None,
-        reason: reason.to_owned(),
+    let damage = |offset, bytes, reason: &str| Gap {
+        damage: Damage { segment: format!("{id:016x}"), offset, bytes, sequences: None, reason: reason.to_owned() },
+        sequences: 0..0,
     };
     let identity = match Identity::read(file.as_ref(), id)? {
         HeaderPage::Valid(identity) if identity.id == id => identity,
@@ -203,6 +220,10 @@ fn look(
 
 impl Segment {
     fn take(&mut self, header: &Header, cursors: &BTreeMap<String, Cursor>) {
+        let behind_last = self.last.map_or(0, |last| last + 1);
+        if let Some(gap) = self.gaps.last_mut().filter(|gap| gap.damage.offset >= self.survey.used_bytes) {
+            gap.sequences = behind_last..header.sequence;
+        }
         if header.previous != NO_PREVIOUS && self.last.is_none_or(|last| header.previous > last) {
             let from = self.last.map_or(0, |last| last + 1);
             self.missing.push((from..header.previous + 1, self.survey.segment.clone()));
