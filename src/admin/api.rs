@@ -52,12 +52,12 @@ pub struct Api {
     /// None: no process delivers.
     pub retry: Option<Box<Retry>>,
     /// One replay at a time.
-    replaying: tokio::sync::Mutex<()>,
+    replaying: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Api {
     pub fn new(letters: Arc<DeadLetters>, resend: Arc<dyn Resend>, retry: Option<Box<Retry>>) -> Arc<Api> {
-        Arc::new(Api { letters, resend, retry, replaying: tokio::sync::Mutex::new(()) })
+        Arc::new(Api { letters, resend, retry, replaying: Arc::default() })
     }
 }
 
@@ -146,6 +146,27 @@ mod tests {
         found
     }
 
+    fn empty(dir: &std::path::Path) -> Router {
+        let options = Options { max_bytes: 1 << 20, at_cap: AtCap::Refuse };
+        let (log, _) = DeadLetterLog::open(Arc::new(RealDisk), dir, options, None).expect("opens");
+        router(Api::new(Arc::new(DeadLetters::new(Arc::new(log), OnFull::Block)), Arc::new(Nobody), None))
+    }
+
+    #[tokio::test]
+    async fn a_rate_whose_pause_fits_into_no_clock_is_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let router = empty(dir.path());
+        for (rate, status) in
+            [("1e-30", StatusCode::BAD_REQUEST), ("0", StatusCode::BAD_REQUEST), ("10", StatusCode::OK)]
+        {
+            let request = http::Request::post("/api/v1/dlq/replay")
+                .header(CONTENT_TYPE, "application/json")
+                .body(axum::body::Body::from(format!("{{\"all\": true, \"rate\": {rate}}}")))
+                .expect("a request");
+            assert_eq!(router.clone().oneshot(request).await.expect("answered").status(), status, "{rate}");
+        }
+    }
+
     #[tokio::test]
     async fn the_document_has_every_route_and_no_other() {
         let mut routes: Vec<String> = ROUTES
@@ -155,10 +176,7 @@ mod tests {
         routes.sort();
         assert_eq!(documented(), routes);
         let dir = tempfile::tempdir().expect("temporary directory");
-        let options = Options { max_bytes: 1 << 20, at_cap: AtCap::Refuse };
-        let (log, _) = DeadLetterLog::open(Arc::new(RealDisk), dir.path(), options, None).expect("opens");
-        let letters = Arc::new(DeadLetters::new(Arc::new(log), OnFull::Block));
-        let router = router(Api::new(letters, Arc::new(Nobody), None));
+        let router = empty(dir.path());
         for (path, methods) in ROUTES {
             for method in ["get", "put", "post", "delete"] {
                 let request = http::Request::builder()

@@ -1,6 +1,5 @@
 //! Dead letters over HTTP.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +23,8 @@ use crate::storage::unix_now_ns;
 const LINES_AHEAD: usize = 16;
 const LINES: &str = "application/x-ndjson";
 const PAGE_DEFAULT: usize = 100;
+/// Slowest replay, letters a second: its pause must fit into a clock.
+const RATE_MIN: f64 = 0.001;
 /// Longest reason that is noted about a letter.
 const MESSAGE_BYTES_MAX: usize = 1 << 10;
 
@@ -70,7 +71,10 @@ fn unknown(id: &str) -> Response {
 }
 
 pub async fn list(State(api): State<Arc<Api>>, Query(mut selection): Query<Selection>) -> Response {
-    let after = selection.after.take().and_then(|after| parse_id(&after));
+    let after = match selection.after.take().map(|after| parse_id(&after).ok_or(after)) {
+        Some(Err(after)) => return refuse(StatusCode::BAD_REQUEST, format!("`{after}` is no id of a letter"), None),
+        after => after.and_then(Result::ok),
+    };
     let limit = selection.limit.unwrap_or(PAGE_DEFAULT);
     let log = Arc::clone(api.letters.log());
     match blocking(move || dlq::list(&log, &selection.filter(), after, limit)).await {
@@ -118,11 +122,12 @@ pub async fn edit(State(api): State<Arc<Api>>, Path(id): Path<String>, text: Byt
     }
 }
 
-/// Sends lines as they come; the work ends when nobody reads any more.
-fn lines(receiver: mpsc::Receiver<Vec<u8>>) -> Response {
+/// Sends lines as they come; the work ends when nobody reads any more. An error cuts the answer off, so that nobody
+/// takes it for whole.
+fn lines(receiver: mpsc::Receiver<Result<Vec<u8>, String>>) -> Response {
     let stream = futures_util::stream::unfold(receiver, async |mut receiver| {
         let line = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(line), receiver))
+        Some((line, receiver))
     });
     ([(CONTENT_TYPE, LINES)], Body::from_stream(stream)).into_response()
 }
@@ -139,8 +144,13 @@ pub async fn export(State(api): State<Arc<Api>>, Query(selection): Query<Selecti
     let (sender, receiver) = mpsc::channel(LINES_AHEAD);
     tokio::task::spawn_blocking(move || {
         for id in ids {
-            let Some(line) = exported(&log, id) else { continue };
-            if sender.blocking_send(line).is_err() {
+            let line = match exported(&log, id) {
+                Ok(None) => continue,
+                Ok(Some(line)) => Ok(line),
+                Err(error) => Err(format!("letter {} cannot be exported: {error}", format_id(id))),
+            };
+            let is_last = line.is_err();
+            if sender.blocking_send(line).is_err() || is_last {
                 return;
             }
         }
@@ -148,22 +158,12 @@ pub async fn export(State(api): State<Arc<Api>>, Query(selection): Query<Selecti
     lines(receiver)
 }
 
-/// One letter as a line; what cannot be one is said in the log.
-fn exported(log: &DeadLetterLog, id: u64) -> Option<Vec<u8>> {
-    let text = match log.read(id) {
-        Ok(letter) => dlq::payload_json(&letter?),
-        Err(error) => Err(error.to_string()),
-    };
-    match text {
-        Ok(mut line) => {
-            line.push(b'\n');
-            Some(line)
-        }
-        Err(error) => {
-            tracing::warn!(letter = format_id(id), %error, "a dead letter cannot be exported");
-            None
-        }
-    }
+/// One letter as a line; None when it is gone.
+fn exported(log: &DeadLetterLog, id: u64) -> Result<Option<Vec<u8>>, String> {
+    let Some(letter) = log.read(id).map_err(|error| error.to_string())? else { return Ok(None) };
+    let mut line = dlq::payload_json(&letter)?;
+    line.push(b'\n');
+    Ok(Some(line))
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -257,8 +257,8 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
     if let Some(refusal) = is_vague(&request.filter, request.all) {
         return refusal;
     }
-    if request.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
-        return refuse(StatusCode::BAD_REQUEST, "the rate must be above zero", None);
+    if request.rate.is_some_and(|rate| !(rate >= RATE_MIN && rate.is_finite())) {
+        return refuse(StatusCode::BAD_REQUEST, format!("the rate must be at least {RATE_MIN} letters a second"), None);
     }
     let log = Arc::clone(api.letters.log());
     let filter = request.filter.clone();
@@ -274,11 +274,11 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
         let summary = Progress::Summary { delivered: ids.len(), failed: 0, items, dry_run: true };
         return ([(CONTENT_TYPE, LINES)], summary.line()).into_response();
     }
-    if api.replaying.try_lock().is_err() {
+    let Ok(one_at_a_time) = Arc::clone(&api.replaying).try_lock_owned() else {
         return refuse(StatusCode::CONFLICT, "another replay is under way", Some("wait for it, or interrupt it"));
-    }
+    };
     tokio::spawn(async move {
-        let _one_at_a_time = api.replaying.lock().await;
+        let _one_at_a_time = one_at_a_time;
         let (mut delivered, mut failed, mut items) = (0, 0, 0);
         let pause = request.rate.map(|rate| Duration::from_secs_f64(1.0 / rate));
         for (index, id) in ids.iter().enumerate() {
@@ -299,7 +299,7 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
                 of: ids.len(),
             };
             // Nobody listens any more: what is done is done, and the rest stays.
-            if sender.send(line.line()).await.is_err() {
+            if sender.send(Ok(line.line())).await.is_err() {
                 return;
             }
             if let Some(pause) = pause {
@@ -309,7 +309,7 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
         tracing::info!(delivered, failed, items, "a replay of dead letters ended");
         let summary = Progress::Summary { delivered, failed, items, dry_run: false };
         // Its reader has seen every line but this one.
-        let _ = sender.send(summary.line()).await;
+        let _ = sender.send(Ok(summary.line())).await;
     });
     lines(receiver)
 }
@@ -324,10 +324,13 @@ async fn one(api: &Arc<Api>, id: u64, to: Option<&str>) -> Result<u64, String> {
     let items = u64::from(letter.row.items);
     match sent {
         Ok(()) => {
-            let ended =
-                tokio::task::spawn_blocking(move || log.remove(&[id])).await.map_err(|error| error.to_string())?;
-            ended.map_err(|error| format!("it was delivered, and could not be removed: {error}"))?;
-            Ok(items)
+            // What somebody put in its place meanwhile was not sent.
+            let ended = tokio::task::spawn_blocking(move || log.remove_unchanged(&letter.row)).await;
+            match ended.map_err(|error| error.to_string())? {
+                Ok(true) => Ok(items),
+                Ok(false) => Err("it was delivered as it was; it has been edited since, and stays".to_owned()),
+                Err(error) => Err(format!("it was delivered, and could not be removed: {error}")),
+            }
         }
         Err(message) => {
             let before: Option<Note> = letter.note.and_then(|note| serde_json::from_slice(&note).ok());

@@ -42,12 +42,15 @@ pub fn open(entry: &Entry) -> Result<Option<Vec<u8>>, Failure> {
         // As git does: the variable may hold a command with options.
         let status = Command::new("sh").arg("-c").arg("eval \"$0 \\\"\\$1\\\"\"").arg(command()).arg(&path).status()?;
         if !status.success() {
-            return Err(std::io::Error::other(format!("the editor ended with {status}")));
+            return Err(std::io::Error::other(format!(
+                "the editor ended with {status}; the text is in {}",
+                path.display()
+            )));
         }
         std::fs::read(&path)
     })();
-    std::fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
     let after = edited.map_err(|error| failed(&error))?;
+    std::fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
     Ok((after != before).then_some(after))
 }
 
