@@ -9,6 +9,7 @@ mod figures;
 mod letters;
 mod limits;
 mod observe;
+pub mod resend;
 mod running;
 #[cfg(test)]
 mod tests;
@@ -21,11 +22,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::api::{self, Api};
 use crate::admin::{self, Health, Phase, control};
 use crate::config::{LogEncoding, Plan};
 use crate::receivers::listen::BindError;
 use crate::storage::{Options, RealDisk, Store, StoreError};
 use crate::telemetry;
+use resend::Exporters;
 use running::Running;
 
 /// How often the embedded default says that nothing leaves this machine.
@@ -130,9 +133,12 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
 
     let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers)?;
     let budget = &running.budget;
-    let retry = observe::answer_control(&running.subscriptions);
-    let control = control::serve(&data_dir, retry, pages_end.clone()).inspect_err(|error| {
-        tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` cannot reach this process");
+    let exporters = running.subscriptions.iter().map(|one| &one.destination);
+    let exporters = exporters.map(|one| (one.id.clone(), Arc::clone(&one.exporter))).collect();
+    let retry = Box::new(observe::answer_retry(&running.subscriptions));
+    let api = Api::new(Arc::clone(&running.dead_letters), Arc::new(Exporters(exporters)), Some(retry));
+    let control = control::serve(&data_dir, api::router(api), pages_end.clone()).inspect_err(|error| {
+        tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` and `forebay dlq` cannot reach this process");
     });
     let letters = Arc::clone(&running.dead_letters);
     figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions), Arc::clone(&letters));

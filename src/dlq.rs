@@ -7,6 +7,8 @@
 //! ```
 
 mod description;
+mod edit;
+mod listing;
 
 use std::sync::Arc;
 
@@ -17,6 +19,8 @@ use crate::storage::dead_letters::{LetterError, NewLetter};
 use crate::storage::{DeadLetterLog, Durable, unix_now_ns};
 
 pub use description::{Description, Reason};
+pub use edit::{EditError, edit};
+pub use listing::{Entry, Filter, Listed, Note, format_id, list, parse_id, payload_json, payload_protobuf, show};
 
 /// What gives way when the dead-letter queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -15,7 +15,7 @@ use crate::otlp::{Encoding, Metadata, Signal};
 pub use crate::storage::Durable;
 pub use budget::{Budget, Permit};
 pub use lease::Lease;
-pub use overflow::{Giver, Overflow};
+pub use overflow::{Giver, Overflow, Park, Undo};
 pub use router::Router;
 pub use subscription::{GivenUp, LeaseLimits, Settled, Subscription, SubscriptionStatus};
 

@@ -252,6 +252,12 @@ pub fn dead_letters(ring: &'static str, letters: u64, items: u64, allocated_byte
     gauge!("forebay_dead_letters_capacity_bytes", "kind" => ring).set(max_bytes as f64);
 }
 
+/// Items of one exporter that became dead letters at the cap.
+pub fn queue_full_dead_letters(exporter: &str, signal: usize) -> Counter {
+    let (data_type, items) = SIGNALS[signal];
+    counter!(format!("forebay_exporter_dead_lettered_{items}"), "exporter" => exporter.to_owned(), "data_type" => data_type, "reason" => "queue_full")
+}
+
 /// Items of one exporter that were given up at the cap.
 pub fn queue_full_drops(exporter: &str, signal: usize) -> Counter {
     let (data_type, items) = SIGNALS[signal];

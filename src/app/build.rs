@@ -13,7 +13,7 @@ use crate::dlq::DeadLetters;
 use crate::exporters::Context;
 use crate::otlp::Signal;
 use crate::pipeline::{self, BatchPolicy, Destination, Drain, Parking, Policy, RetryPolicy};
-use crate::queue::{Giver, Router, Subscription};
+use crate::queue::{Giver, Park, Router, Subscription};
 use crate::receivers::otlp::Bound;
 use crate::settings::{OnFull, Sizer};
 use crate::storage::log::Position;
@@ -21,6 +21,7 @@ use crate::storage::{Log, StartAt, Store, Weight};
 use crate::telemetry::{self, ExporterMetrics};
 
 use super::Error;
+use super::letters;
 use super::limits::Memory;
 use super::observe::{ExporterMeter, Observed};
 
@@ -126,14 +127,16 @@ pub fn build(
             let exporter = destinations.values().find(|(exporter, _)| exporter.cursor_id == cursor.name);
             match exporter {
                 Some((exporter, destination)) => {
-                    if exporter.on_full == OnFull::Drop {
+                    if exporter.on_full != OnFull::Block {
                         log.let_give_way(&cursor.name);
                     }
                     let subscription = Subscription::new(Arc::clone(&log), &cursor.name);
                     deliveries.spawn(pipeline::run(Arc::clone(&subscription), Arc::clone(destination), drain.clone()));
-                    if exporter.on_full == OnFull::Drop {
+                    if exporter.on_full != OnFull::Block {
                         let signal = planned.or_else(|| signal_of(&log, &cursor.name));
-                        givers.push(giver(&subscription, &exporter.id, signal));
+                        let park = (exporter.on_full == OnFull::Park)
+                            .then(|| letters::park_at_cap(dead_letters, log.id(), &exporter.id));
+                        givers.push(giver(&subscription, &exporter.id, signal, park));
                     }
                     let destination = Arc::clone(destination);
                     subscriptions.push(Observed { signal: signal.unwrap_or("orphan"), subscription, destination });
@@ -156,25 +159,38 @@ fn signal_of(log: &Log, cursor: &str) -> Option<Signal> {
 }
 
 /// Counts what an exporter gives up, and says so now and then.
-fn giver(subscription: &Arc<Subscription>, exporter: &str, signal: Option<Signal>) -> Giver {
-    let counted = signal.map(|signal| telemetry::queue_full_drops(exporter, signal as usize - 1));
+fn giver(subscription: &Arc<Subscription>, exporter: &str, signal: Option<Signal>, park: Option<Park>) -> Giver {
+    let is_parked = park.is_some();
+    let counted = signal.map(|signal| match is_parked {
+        true => telemetry::queue_full_dead_letters(exporter, signal as usize - 1),
+        false => telemetry::queue_full_drops(exporter, signal as usize - 1),
+    });
     let (queue, exporter) = (subscription.queue().to_owned(), exporter.to_owned());
     let last = Mutex::new(None::<Instant>);
-    let on_drop = move |weight: &Weight| {
+    let on_gone = move |weight: &Weight| {
         if let Some(counted) = &counted {
             counted.increment(weight.items);
         }
         let mut last = last.lock();
         if last.is_none_or(|at| at.elapsed() >= LOG_DROPS_EVERY) {
             *last = Some(Instant::now());
-            tracing::error!(
-                %queue, %exporter, items = weight.items, records = weight.records,
-                "the queue is full: the oldest records of this exporter are dropped (on_full: drop); the count is in \
-                 forebay_exporter_dropped_*"
-            );
+            let (items, records) = (weight.items, weight.records);
+            if is_parked {
+                tracing::error!(
+                    %queue, %exporter, items, records,
+                    "the queue is full: the oldest records of this exporter become dead letters (on_full: park); the count \
+                     is in forebay_exporter_dead_lettered_*"
+                );
+            } else {
+                tracing::error!(
+                    %queue, %exporter, items, records,
+                    "the queue is full: the oldest records of this exporter are dropped (on_full: drop); the count is in \
+                     forebay_exporter_dropped_*"
+                );
+            }
         }
     };
-    Giver { subscription: Arc::clone(subscription), on_drop: Box::new(on_drop) }
+    Giver { subscription: Arc::clone(subscription), park, on_gone: Box::new(on_gone) }
 }
 
 fn warn_orphan(log: &Log, cursor: &str, backlog_records: u64) {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admin::control::{Answer, Request};
+use crate::admin::api::RetryRequest;
 use crate::otlp::Signal;
 use crate::pipeline::{Destination, Meter};
 use crate::queue::{Budget, Subscription};
@@ -74,10 +74,10 @@ pub struct Observed {
     pub destination: Arc<Destination>,
 }
 
-/// What the control socket is answered.
-pub fn answer_control(observed: &[Observed]) -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+/// Makes what is set aside due now, as the admin API is asked to.
+pub fn answer_retry(observed: &[Observed]) -> impl Fn(&RetryRequest) -> Result<u64, String> + Send + Sync + 'static {
     let subscriptions: Vec<Arc<Subscription>> = observed.iter().map(|one| Arc::clone(&one.subscription)).collect();
-    move |Request::Retry { queue, exporter }| {
+    move |RetryRequest { queue, exporter }| {
         let wanted = |subscription: &&Arc<Subscription>| {
             queue.as_deref().is_none_or(|queue| queue == subscription.queue())
                 && exporter.as_deref().is_none_or(|exporter| exporter == subscription.cursor())
@@ -86,17 +86,11 @@ pub fn answer_control(observed: &[Observed]) -> impl Fn(Request) -> Answer + Sen
         if found.peek().is_none() {
             let known: Vec<String> =
                 subscriptions.iter().map(|one| format!("{} in {}", one.cursor(), one.queue())).collect();
-            let error = format!("no exporter of a queue has that name; there are: {}", known.join(", "));
-            return Answer { ranges: 0, error: Some(error) };
+            return Err(format!("no exporter of a queue has that name; there are: {}", known.join(", ")));
         }
         let ranges = found.map(|subscription| subscription.retry_held()).sum();
-        tracing::info!(
-            ranges,
-            ?queue,
-            ?exporter,
-            "what was set aside is tried again, as asked over the control socket"
-        );
-        Answer { ranges, error: None }
+        tracing::info!(ranges, ?queue, ?exporter, "what was set aside is tried again, as asked over the admin API");
+        Ok(ranges)
     }
 }
 

@@ -402,7 +402,7 @@ proptest! {
 }
 
 #[test]
-fn on_full_is_read_by_exporter_and_park_is_refused_with_a_remedy() {
+fn on_full_is_read_by_exporter_and_several_that_block_one_queue_are_warned_of() {
     let world = files(
         "\
 exporters:
@@ -425,8 +425,7 @@ forebay:
         plan.warnings.iter().map(ToString::to_string).filter(|line| line.contains("share one queue")).collect();
     assert_eq!(blocking.len(), 1, "{blocking:?}");
     assert!(blocking[0].contains("`debug/b`, `debug/c` of the pipeline `traces`"), "{blocking:?}");
-    let errors = errors_over_base("forebay:\n  exporters:\n    debug: {on_full: park}\n");
-    assert_eq!(errors.len(), 1);
-    assert!(errors[0].contains("forebay.exporters.debug.on_full: park needs the dead-letter queue"), "{errors:?}");
-    assert!(errors[0].contains("write block") && errors[0].contains("or drop"), "{errors:?}");
+    let world = files("forebay: {exporters: {debug: {on_full: park}}}\n");
+    let plan = load_plan(&sources(&["base.yaml", "c.yaml"], &[]), &world).expect("valid");
+    assert_eq!(plan.exporters[0].on_full, OnFull::Park);
 }

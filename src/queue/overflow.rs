@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::storage::log::{Droppable, Enough, Signal};
-use crate::storage::{Store, Weight};
+use crate::storage::{Record, Store, Weight};
 
 use super::Subscription;
 
@@ -25,10 +25,16 @@ const SEGMENTS_PER_ROUND_MAX: usize = 1024;
 /// Pause between rounds, so that a full disk costs no core.
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
 
+/// Takes records over, durably, or fails; what it returns takes that back, should they be on their way by then.
+pub type Park = Box<dyn Fn(&[Record]) -> std::io::Result<Undo> + Send>;
+pub type Undo = Box<dyn FnOnce()>;
+
 /// One exporter's part of one queue that gives way, and who counts what it gives up.
 pub struct Giver {
     pub subscription: Arc<Subscription>,
-    pub on_drop: Box<dyn Fn(&Weight) + Send>,
+    /// Who has the records then; None: nobody.
+    pub park: Option<Park>,
+    pub on_gone: Box<dyn Fn(&Weight) + Send>,
 }
 
 /// The thread that makes room; ended by [`Overflow::close`].
@@ -125,16 +131,20 @@ pub fn relieve(store: &Store, givers: &[Giver]) {
 
 /// Whether everything in the range is settled now.
 fn give_up(giver: &Giver, range: Range<u64>, enough: Enough) -> bool {
-    match giver.subscription.give_up(range, enough) {
+    let given = match &giver.park {
+        None => giver.subscription.give_up(range, enough),
+        Some(park) => giver.subscription.hand_over(range, enough, park),
+    };
+    match given {
         Ok(given) => {
             if given.weight.records > 0 {
-                (giver.on_drop)(&given.weight);
+                (giver.on_gone)(&given.weight);
             }
             given.is_all
         }
         Err(error) => {
             let (queue, exporter) = (giver.subscription.queue(), giver.subscription.cursor());
-            tracing::error!(queue, exporter, %error, "failed to read what is to be given up; trying again");
+            tracing::error!(queue, exporter, %error, "what is to give way stays: it cannot be read or parked; trying again");
             false
         }
     }

@@ -17,6 +17,9 @@ use super::Lease;
 
 /// Ranges that may be set aside at once; then the exporter stops taking fresh records.
 pub const HELD_RANGES_MAX: usize = 256;
+/// What is handed over at once.
+const HAND_OVER_BYTES_MAX: u64 = 4 << 20;
+const HAND_OVER_RECORDS_MAX: usize = 256;
 /// How long a range that was set aside waits for its next try.
 pub const HELD_RETRY_AFTER: Duration = Duration::from_secs(300);
 
@@ -231,6 +234,52 @@ impl Subscription {
                 *size = size.saturating_sub(part_weight.measure(*sizer));
                 if *size == 0 {
                     break;
+                }
+            }
+        }
+        self.changed.notify_waiters();
+        Ok(GivenUp { weight, is_all: self.log.unsettled(&self.cursor, range).is_empty() })
+    }
+
+    /// The same for records that somebody else takes over first, in pieces.
+    pub fn hand_over(
+        &self,
+        range: Range<u64>,
+        mut enough: Enough,
+        park: &super::overflow::Park,
+    ) -> std::io::Result<GivenUp> {
+        let mut weight = Weight::default();
+        'parts: for part in self.idle_parts(&range) {
+            let mut start = part.start;
+            while start < part.end {
+                let chunk = self.log.read_file(Position::at(start), HAND_OVER_BYTES_MAX, HAND_OVER_RECORDS_MAX)?;
+                let piece = start..chunk.next.sequence.min(part.end);
+                start = piece.end;
+                let records: Vec<Record> =
+                    chunk.records.into_iter().filter(|record| piece.contains(&record.sequence)).collect();
+                let piece_weight = records.iter().fold(Weight::default(), |sum, record| sum.plus(&record.weight()));
+                if piece.is_empty() {
+                    continue 'parts;
+                }
+                let undo = if records.is_empty() { None } else { Some(park(&records)?) };
+                let mut book = self.book.lock();
+                let is_idle = book.out.values().all(|out| !out.is_sending || !overlap(&out.range, &piece));
+                if !is_idle || self.log.unsettled(&self.cursor, piece.clone()) != [piece.clone()] {
+                    drop(book);
+                    undo.into_iter().for_each(|undo| undo());
+                    continue 'parts;
+                }
+                self.log.settle_weighed(&self.cursor, piece.clone(), piece_weight);
+                let settled = |range: &Range<u64>| self.log.unsettled(&self.cursor, range.clone()).is_empty();
+                book.held.retain(|held| !settled(&held.range));
+                book.redeliver.retain(|range| !settled(range));
+                drop(book);
+                weight = weight.plus(&piece_weight);
+                if let Some((sizer, size)) = &mut enough {
+                    *size = size.saturating_sub(piece_weight.measure(*sizer));
+                    if *size == 0 {
+                        break 'parts;
+                    }
                 }
             }
         }

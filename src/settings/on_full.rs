@@ -10,23 +10,15 @@ pub enum OnFull {
     Block,
     /// This exporter's oldest records: they are settled unsent and counted as dropped.
     Drop,
+    /// The same, but they become dead letters first. While those have no room it is as `Block`.
+    Park,
 }
 
-/// `park` is known, and needs a dead-letter queue that is not built yet.
-const CHOICES: &[(&str, Option<OnFull>)] =
-    &[("block", Some(OnFull::Block)), ("drop", Some(OnFull::Drop)), ("park", None)];
+const CHOICES: &[(&str, OnFull)] = &[("block", OnFull::Block), ("drop", OnFull::Drop), ("park", OnFull::Park)];
 
 impl OnFull {
     /// Reads the key `on_full` of `table`.
     pub fn read(table: &mut Table<'_>) -> Option<OnFull> {
-        let choice = table.choice("on_full", CHOICES)?;
-        if choice.is_none() {
-            table.problem(
-                "on_full",
-                "park needs the dead-letter queue, which this version has not got; write block (intake is refused, \
-                 nothing is lost) or drop (the exporter's oldest records are given up and counted)",
-            );
-        }
-        choice
+        table.choice("on_full", CHOICES)
     }
 }

@@ -188,7 +188,8 @@ impl DeadLetterLog {
         if state.index.get(id).is_none() {
             return Ok(false);
         }
-        self.write(&mut state, vec![Entry::letter(Some(id), letter)], Room::Capped)?;
+        // Repairs lead to room: at the cap they may go beyond it.
+        self.write(&mut state, vec![Entry::letter(Some(id), letter)], Room::Beyond)?;
         self.tidy(&mut state);
         Ok(true)
     }
@@ -212,6 +213,17 @@ impl DeadLetterLog {
         }
         self.tidy(&mut state);
         Ok(known.len())
+    }
+
+    /// Ends a letter, unless it was replaced since `row` was read; whether it was ended.
+    pub fn remove_unchanged(&self, row: &Row) -> Result<bool, LetterError> {
+        let mut state = self.state.lock();
+        if state.index.get(row.id).is_none_or(|now| !now.is_same_edition(row)) {
+            return Ok(false);
+        }
+        self.write(&mut state, vec![Entry::tombstone(&[row.id])], Room::Beyond)?;
+        self.tidy(&mut state);
+        Ok(true)
     }
 
     /// Every letter's row, by id, which is by age.

@@ -148,13 +148,7 @@ impl Store {
     ) -> Result<(Store, OpenReport), StoreError> {
         create_dirs(disk.as_ref(), dir)?;
         format::check(disk.as_ref(), dir)?;
-        let lock_path = dir.join("LOCK");
-        let lock = disk.lock(&lock_path).map_err(|cause| match cause.kind() {
-            io::ErrorKind::WouldBlock => {
-                StoreError::InUse { path: dir.to_owned(), pid: read_text(disk.as_ref(), &lock_path) }
-            }
-            _ => StoreError::Io { operation: "lock", path: lock_path.clone(), cause },
-        })?;
+        let lock = lock(disk.as_ref(), dir)?;
         // Again, now that nobody else may be writing it.
         let found = format::check(disk.as_ref(), dir)?;
         format::write(disk.as_ref(), dir, found)?;
@@ -423,6 +417,15 @@ fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// Takes the data directory for this process, until the guard is dropped.
+pub fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Debug + Send + Sync>, StoreError> {
+    let path = dir.join("LOCK");
+    disk.lock(&path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::WouldBlock => StoreError::InUse { path: dir.to_owned(), pid: read_text(disk, &path) },
+        _ => StoreError::Io { operation: "lock", path: path.clone(), cause },
+    })
 }
 
 fn read_text(disk: &dyn Disk, path: &Path) -> String {

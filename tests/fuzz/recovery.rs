@@ -13,7 +13,7 @@ use super::memory::{Files, MemoryCatalog, MemoryDisk, Rows};
 
 const RECORDS: u64 = 12;
 const SETTLED: u64 = 3;
-const SEGMENT_BYTES: u64 = 8 << 10;
+const SEGMENT_BYTES: u64 = 12 << 10;
 const EDITS_MAX: usize = 16;
 
 struct Unobserved;

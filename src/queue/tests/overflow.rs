@@ -21,10 +21,10 @@ fn bench(dir: &Path, cursors: &[&str], giving_way: &[&str]) -> (Store, Arc<Log>,
 fn giver(log: &Arc<Log>, name: &str) -> (Giver, Arc<AtomicU64>) {
     let dropped = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&dropped);
-    let on_drop = Box::new(move |weight: &crate::storage::Weight| {
+    let on_gone = Box::new(move |weight: &crate::storage::Weight| {
         counted.fetch_add(weight.items, Ordering::SeqCst);
     });
-    (Giver { subscription: Subscription::new(Arc::clone(log), name), on_drop }, dropped)
+    (Giver { subscription: Subscription::new(Arc::clone(log), name), park: None, on_gone }, dropped)
 }
 
 /// Offers until `count` are accepted, relieving in between as the thread would; how many were refused.
@@ -205,4 +205,43 @@ async fn a_queue_that_nobody_reads_any_more_is_not_counted_as_room_to_come() {
     fill(&store, &router, &givers, 250).await;
     assert!(dropped.load(Ordering::SeqCst) > 0);
     assert_eq!(other.oldest_sequence(), 0, "its records stay");
+}
+
+#[tokio::test]
+async fn past_the_cap_an_exporter_that_parks_hands_its_oldest_over_and_without_room_there_it_blocks() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["dead"], &["dead"]);
+    let parked: Arc<parking_lot::Mutex<Vec<u64>>> = Arc::default();
+    let has_room = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let (mut giver, counted) = giver(&log, "dead");
+    let (kept, room) = (Arc::clone(&parked), Arc::clone(&has_room));
+    giver.park = Some(Box::new(move |records| {
+        if !room.load(Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        kept.lock().extend(records.iter().map(|record| record.sequence));
+        Ok(Box::new(|| ()))
+    }));
+    let givers = [giver];
+    fill(&store, &router, &givers, 500).await;
+    let handed_over = parked.lock().clone();
+    assert!(!handed_over.is_empty());
+    assert!(handed_over.is_sorted_by(|a, b| a < b), "the oldest first, each once");
+    assert_eq!(counted.load(Ordering::SeqCst), handed_over.len() as u64);
+    let waiting = log.status().cursors[0].backlog.records;
+    assert_eq!(waiting + handed_over.len() as u64, 500, "every one waits or is parked");
+
+    has_room.store(false, Ordering::SeqCst);
+    let budget = Budget::new(1 << 20);
+    let mut refused = None;
+    for n in 0..300 {
+        refused = router.offer(offer(&budget, n as u8, Vec::new())).await.err();
+        relieve(&store, &givers);
+        store.checkpoint().expect("written");
+        if refused.is_some() {
+            break;
+        }
+    }
+    assert_eq!(refused.expect("blocked").reason, RefusedReason::Full);
+    assert_eq!(parked.lock().len(), handed_over.len(), "nothing went");
 }

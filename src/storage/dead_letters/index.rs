@@ -22,10 +22,19 @@ pub struct Row {
     pub raw_len: u32,
     pub stored_len: u32,
     pub parked_unix_ns: u64,
+    /// Changes when it is replaced, not when it is moved.
+    edition: u64,
     sequence: u64,
     segment: u64,
     offset: u64,
     record_len: u64,
+}
+
+impl Row {
+    /// Whether nobody replaced the letter between the two.
+    pub fn is_same_edition(&self, other: &Row) -> bool {
+        self.id == other.id && self.edition == other.edition
+    }
 }
 
 /// Where a record lies.
@@ -120,6 +129,7 @@ impl Index {
                     raw_len: header.raw_len,
                     stored_len: header.stored_len,
                     parked_unix_ns: header.received_unix_ns,
+                    edition: sequence,
                     sequence,
                     segment,
                     offset,
@@ -198,6 +208,13 @@ impl Index {
 
     pub fn get(&self, id: u64) -> Option<&Row> {
         self.rows.get(&id)
+    }
+
+    /// The letter was moved, and is as it was in `before`.
+    pub fn keep_edition(&mut self, before: &Row) {
+        if let Some(row) = self.rows.get_mut(&before.id) {
+            row.edition = before.edition;
+        }
     }
 
     pub fn rows(&self) -> impl Iterator<Item = &Row> {

@@ -253,6 +253,7 @@ impl DeadLetterLog {
     fn move_out(&self, state: &mut State, segment: u64) -> Result<(), LetterError> {
         let contents = state.index.contents(segment);
         let mut entries = Vec::new();
+        let mut moved = Vec::new();
         let mut bytes = 0;
         for some in contents.ended.chunks(TOMBSTONE_IDS_MAX) {
             entries.push(Entry::tombstone(some));
@@ -270,6 +271,7 @@ impl DeadLetterLog {
                 payload: record.payload,
             };
             entries.push(Entry::letter(Some(id), letter));
+            moved.push(row);
             bytes += row.stored_len as u64;
             if bytes >= MOVE_BYTES_MAX {
                 self.write(state, std::mem::take(&mut entries), Room::Beyond)?;
@@ -283,6 +285,7 @@ impl DeadLetterLog {
         if !entries.is_empty() {
             self.write(state, entries, Room::Beyond)?;
         }
+        moved.iter().for_each(|row| state.index.keep_edition(row));
         Ok(())
     }
 

@@ -202,3 +202,19 @@ fn a_failed_sync_is_an_error_and_the_next_letter_goes_into_a_fresh_segment() {
     let found = texts(&log);
     assert!(found.contains(&Bytes::from("first")) && found.contains(&Bytes::from("third")), "{found:?}");
 }
+
+#[test]
+fn a_letter_that_was_replaced_since_it_was_read_is_not_removed_and_one_that_was_only_moved_is() {
+    let world = world(1);
+    let (log, _) = open(&world, SMALL);
+    let (ids, _) = log.append((0..40).map(|n| letter(&format!("{n}"), 6000)).collect()).expect("kept");
+    let (kept, edited) = (log.row(ids[0]).expect("there"), log.row(ids[1]).expect("there"));
+    log.replace(ids[1], letter("repaired", 10)).expect("replaced");
+    // Its segment is written anew.
+    log.remove(&ids[2..]).expect("removed");
+    log.append(vec![letter("roll", 60_000)]).map(drop).expect("kept");
+    log.remove(&[0]).expect("tidied");
+    assert!(!log.remove_unchanged(&edited).expect("asked"), "somebody repaired it");
+    assert!(log.remove_unchanged(&kept).expect("asked"));
+    assert_eq!(held(&log).len(), 2);
+}

@@ -50,7 +50,7 @@ pub fn check(disk: &dyn Disk, dir: &Path) -> Result<Format, StoreError> {
             check.is_empty() && line.strip_prefix(BEGINNING).is_some_and(|n| n.parse::<u32>().is_ok_and(|n| n != 1))
         }
     };
-    if confirmed {
+    if confirmed && format!("{line}\n") != LINE {
         return Err(unknown());
     }
     for path in segment_paths(disk, dir)? {
@@ -97,4 +97,28 @@ pub(super) fn write(disk: &dyn Disk, dir: &Path, found: Format) -> Result<(), St
         disk.sync_dir(dir)
     };
     write().map_err(StoreError::io("write", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::RealDisk;
+
+    #[test]
+    fn a_file_that_lost_its_end_is_damaged_and_one_with_a_right_check_of_another_version_is_unknown() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let found = |text: &str| {
+            std::fs::write(dir.path().join(NAME), text).expect("written");
+            check(&RealDisk, dir.path())
+        };
+        let whole = text();
+        assert_eq!(found(&whole).expect("known"), Format::Known);
+        for end in 0..whole.len() {
+            assert_eq!(found(&whole[..end]).expect("no other version"), Format::Damaged, "cut off at {end}");
+        }
+        let line = "forebay data directory, format 2\n";
+        let other = format!("{line}crc32c {:08x}\n", crc32c::crc32c(line.as_bytes()));
+        assert!(found(&other).is_err());
+        assert_eq!(found(&whole.replace("format 1", "format 2")).expect("no other version"), Format::Damaged);
+    }
 }
