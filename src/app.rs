@@ -9,6 +9,7 @@ mod figures;
 mod limits;
 mod observe;
 mod running;
+mod seen;
 #[cfg(test)]
 mod tests;
 
@@ -120,20 +121,23 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
         ..Options::default()
     };
     let dir = data_dir.clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        Store::open(Arc::new(RealDisk), &dir, &options, Arc::new(observe::StorageObserver))
-    });
+    let observer = observe::StorageObserver::default();
+    let seen_before = Arc::clone(&observer.dedup);
+    let opening =
+        tokio::task::spawn_blocking(move || Store::open(Arc::new(RealDisk), &dir, &options, Arc::new(observer)));
     let (store, report) = opening.await.map_err(|error| setup(&error))??;
     let store = Arc::new(store);
     observe::log_recovery(&data_dir, &store, &report);
 
-    let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers)?;
+    let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers, &seen_before)?;
+    let dedup = running.dedup.take();
     let budget = &running.budget;
     let retry = observe::answer_control(&running.subscriptions);
     if let Err(error) = control::serve(&data_dir, retry, pages_end.clone()) {
         tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` cannot reach this process");
     }
-    figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions));
+    let subscriptions = std::mem::take(&mut running.subscriptions);
+    figures.set(Arc::clone(&store), budget.clone(), subscriptions, dedup.clone());
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
     health.set_phase(Phase::Running);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %data_dir.display(), "ready");
@@ -150,7 +154,13 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     health.set_phase(Phase::Stopping);
     running.stop(&plan.shutdown).await;
     let closing = Arc::clone(&store);
-    tokio::task::spawn_blocking(move || closing.close()).await.map_err(|error| setup(&error))?;
+    let closing = move || {
+        closing.close();
+        if let Some(dedup) = dedup {
+            dedup.close();
+        }
+    };
+    tokio::task::spawn_blocking(closing).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
     Ok(())

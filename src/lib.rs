@@ -35,6 +35,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod dedup;
 pub mod exporters;
 pub mod otlp;
 pub mod pipeline;

@@ -4,6 +4,7 @@ pub mod compression;
 pub mod edit;
 pub mod json;
 mod schema;
+pub mod spans;
 pub mod wire;
 
 /// The three signals that OTLP carries.

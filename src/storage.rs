@@ -60,12 +60,20 @@ pub use store::{OpenCatalog, Options, Store, StoreError};
 /// Proof that a record's bytes were synced (front door). Only the log makes one, after the sync returned Ok.
 ///
 /// ```compile_fail
-/// let forged = forebay::storage::Durable { _sealed: () };
+/// let forged = forebay::storage::Durable { sequence: None, _sealed: () };
 /// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Durable {
+    sequence: Option<u64>,
     _sealed: (),
+}
+
+impl Durable {
+    /// The record's; None when there was nothing to write.
+    pub fn sequence(&self) -> Option<u64> {
+        self.sequence
+    }
 }
 
 #[cfg(test)]

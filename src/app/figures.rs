@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
+use crate::dedup::Dedup;
 use crate::queue::Budget;
 use crate::storage::Store;
 use crate::storage::log::Status;
@@ -22,6 +23,7 @@ struct Sources {
     store: Arc<Store>,
     budget: Budget,
     observed: Vec<Observed>,
+    dedup: Option<Arc<Dedup>>,
     growth: Growth,
     /// By queue and cursor: the oldest record that is not settled, and when it was received (ns since 1970).
     oldest: HashMap<(String, String), (u64, u64)>,
@@ -31,9 +33,9 @@ struct Sources {
 pub struct Figures(Arc<Mutex<Option<Sources>>>);
 
 impl Figures {
-    pub fn set(&self, store: Arc<Store>, budget: Budget, observed: Vec<Observed>) {
+    pub fn set(&self, store: Arc<Store>, budget: Budget, observed: Vec<Observed>, dedup: Option<Arc<Dedup>>) {
         let (growth, oldest) = (Growth::default(), HashMap::new());
-        *self.0.lock() = Some(Sources { store, budget, observed, growth, oldest });
+        *self.0.lock() = Some(Sources { store, budget, observed, dedup, growth, oldest });
     }
 
     /// May read the disk.
@@ -54,6 +56,13 @@ impl Sources {
         let time_to_full = self.growth.time_to(Instant::now(), waiting, capacity.saturating_sub(allocated));
         telemetry::storage_space(allocated, capacity, time_to_full);
         telemetry::memory(self.budget.used_bytes(), self.budget.limit_bytes());
+        if let Some(dedup) = &self.dedup {
+            telemetry::dedup_disk(dedup.disk_bytes());
+            for figures in dedup.figures() {
+                let seen = figures.seen;
+                telemetry::dedup(figures.queue, figures.level, seen.keys, seen.bytes, seen.effective_window);
+            }
+        }
         for Observed { signal, subscription, destination } in &self.observed {
             let (queue, name) = (subscription.queue(), subscription.cursor());
             let status = statuses.iter().find(|(id, _)| *id == queue).map(|(_, status)| status);

@@ -79,6 +79,7 @@ fn resolve(mut written: Written, problems: &mut Problems) -> Plan {
         pipelines: pipelines.plans,
         exporters,
         queue: written.forebay.queue,
+        dedup: written.forebay.dedup,
         shutdown: written.forebay.shutdown,
         memory_limit_bytes,
         max_syncs_per_second: written.forebay.max_syncs_per_second,

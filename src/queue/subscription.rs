@@ -215,6 +215,7 @@ impl Subscription {
             if part.is_empty() || !is_idle || self.log.unsettled(&self.cursor, part.clone()) != [part.clone()] {
                 continue;
             }
+            self.log.giving_up(part.clone());
             self.log.settle_weighed(&self.cursor, part.clone(), part_weight);
             let settled = |range: &Range<u64>| self.log.unsettled(&self.cursor, range.clone()).is_empty();
             book.held.retain(|held| !settled(&held.range));

@@ -305,6 +305,14 @@ impl Store {
         self.logs.lock().values().cloned().collect()
     }
 
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn space(&self) -> &Arc<Space> {
         &self.shared.space
     }

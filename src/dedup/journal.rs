@@ -1,0 +1,414 @@
+//! Fingerprints on disk: which keys belong to which durable record, so that a restart forgets nothing.
+//!
+//! ```text
+//! fingerprints/secret            what the keys are hashed under
+//! fingerprints/<id>.fps          header: magic · version · reserved · CRC   then blocks
+//! block                          length u32 · CRC32C u32 · protobuf
+//! ```
+//! They are written after the data's sync, some at a time, and synced once a second: what is lost costs duplicates, or
+//! is made again from the records. A file is written by one process and never appended to by another. That keys are
+//! *not* to count any more is written too, and synced at once; if it cannot be written, all files go.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prost::Message;
+
+use crate::storage::log::Signal;
+use crate::storage::{Disk, DiskFile, RangeSet, Space};
+
+use super::clock::Clock;
+use super::gate::QueueGate;
+use super::keys::Match;
+use super::seen::join_oldest;
+
+const MAGIC: [u8; 8] = *b"FOREBAYP";
+const VERSION: u32 = 1;
+const HEADER_LEN: u64 = 24;
+const BLOCK_HEADER_LEN: usize = 8;
+/// A block announced as longer is none.
+const BLOCK_LEN_MAX: usize = 32 << 20;
+/// What waits to be written; beyond it fingerprints are left out, and made again from the records after a restart.
+const PENDING_BYTES_MAX: usize = 8 << 20;
+const FLUSH_EVERY: Duration = Duration::from_millis(50);
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// After a failure nothing is written for so long.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+const FORGOTTEN_RANGES_MAX: usize = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Request,
+    Span,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Block {
+    #[prost(message, repeated, tag = "1")]
+    pub sections: Vec<Section>,
+}
+
+/// Keys of one queue on one level.
+#[derive(Clone, PartialEq, Message)]
+pub struct Section {
+    #[prost(string, tag = "1")]
+    pub queue: String,
+    /// 1 requests, 2 spans by content, 3 spans by id.
+    #[prost(uint32, tag = "2")]
+    pub level: u32,
+    #[prost(fixed64, tag = "3")]
+    pub incarnation: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub groups: Vec<Group>,
+    /// Sequences whose keys before this block do not count, on any level: start, end, and so on.
+    #[prost(uint64, repeated, tag = "5")]
+    pub forgotten: Vec<u64>,
+}
+
+/// The keys of one record.
+#[derive(Clone, PartialEq, Message)]
+pub struct Group {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    #[prost(uint64, tag = "2")]
+    pub unix_seconds: u64,
+    /// 16 bytes each.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub keys: bytes::Bytes,
+}
+
+pub fn level_code(gate: &QueueGate, level: Level) -> u32 {
+    match (level, &gate.spans) {
+        (Level::Request, _) => 1,
+        (Level::Span, Some((Match::Id, _))) => 3,
+        (Level::Span, _) => 2,
+    }
+}
+
+#[derive(Default)]
+struct Pending {
+    sections: BTreeMap<(String, u32, u64), Vec<Group>>,
+    bytes: usize,
+    /// To be written.
+    forgotten: BTreeMap<(String, u64), RangeSet>,
+    /// Of this process, so that what is forgotten is not added behind it.
+    ever_forgotten: BTreeMap<String, RangeSet>,
+}
+
+#[derive(Debug)]
+struct File {
+    id: u64,
+    len: u64,
+    newest_unix_seconds: u64,
+}
+
+struct Files {
+    current: Option<Arc<dyn DiskFile>>,
+    /// Oldest first; the last is the current one, if there is one.
+    known: VecDeque<File>,
+    next_id: u64,
+    unsynced: bool,
+    last_sync: Instant,
+    failed_at: Option<Instant>,
+}
+
+pub struct Journal {
+    disk: Arc<dyn Disk>,
+    space: Arc<Space>,
+    dir: PathBuf,
+    clock: Clock,
+    bytes_max: u64,
+    window_max: Duration,
+    pending: Mutex<Pending>,
+    files: Mutex<Files>,
+    dirty: Signal,
+    stopping: AtomicBool,
+}
+
+fn file_name(id: u64) -> String {
+    format!("{id:016x}.fps")
+}
+
+fn parse_file_name(name: &str) -> Option<u64> {
+    name.strip_suffix(".fps")
+        .filter(|digits| digits.len() == 16)
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+}
+
+fn header() -> [u8; HEADER_LEN as usize] {
+    let mut bytes = [0; HEADER_LEN as usize];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    let check = crc32c::crc32c(&bytes[..20]);
+    bytes[20..].copy_from_slice(&check.to_le_bytes());
+    bytes
+}
+
+impl Journal {
+    /// Opens the directory and reads what is in it, oldest first. `is_fresh`: nothing in it can be of use.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        space: Arc<Space>,
+        dir: &Path,
+        clock: Clock,
+        (bytes_max, window_max): (u64, Duration),
+        is_fresh: bool,
+    ) -> io::Result<(Journal, Vec<Block>)> {
+        let mut known = VecDeque::new();
+        let mut blocks = Vec::new();
+        for entry in disk.list(dir)? {
+            let Some(id) = parse_file_name(&entry.name) else { continue };
+            let path = dir.join(&entry.name);
+            let found = if is_fresh { Vec::new() } else { read_file(disk.as_ref(), &path, entry.len)? };
+            if found.is_empty() {
+                disk.remove(&path)?;
+                continue;
+            }
+            let newest = found.iter().flat_map(|block| &block.sections).flat_map(|section| &section.groups);
+            let newest_unix_seconds = newest.map(|group| group.unix_seconds).max().unwrap_or(0);
+            space.add(entry.len);
+            known.push_back(File { id, len: entry.len, newest_unix_seconds });
+            blocks.extend(found);
+        }
+        let next_id = known.back().map_or(1, |file: &File| file.id + 1);
+        let files =
+            Files { current: None, known, next_id, unsynced: false, last_sync: Instant::now(), failed_at: None };
+        let journal = Journal {
+            disk,
+            space,
+            dir: dir.to_owned(),
+            clock,
+            bytes_max,
+            window_max,
+            pending: Mutex::default(),
+            files: Mutex::new(files),
+            dirty: Signal::default(),
+            stopping: AtomicBool::new(false),
+        };
+        Ok((journal, blocks))
+    }
+
+    /// The keys of a durable record; none means that it is known to have none.
+    pub fn add(&self, gate: &QueueGate, sequence: u64, level: Level, keys: &[u128]) {
+        let mut bytes = Vec::with_capacity(keys.len() * 16);
+        keys.iter().for_each(|key| bytes.extend_from_slice(&key.to_le_bytes()));
+        let group = Group { sequence, unix_seconds: self.clock.unix_seconds(), keys: bytes.into() };
+        self.add_group(gate, level, group);
+    }
+
+    pub fn add_group(&self, gate: &QueueGate, level: Level, group: Group) {
+        let mut pending = self.pending.lock();
+        let len = group.keys.len() + 16;
+        let is_forgotten = |ranges: &RangeSet| ranges.contains(group.sequence);
+        if pending.bytes + len > PENDING_BYTES_MAX || pending.ever_forgotten.get(&gate.queue).is_some_and(is_forgotten)
+        {
+            return;
+        }
+        pending.bytes += len;
+        let section = (gate.queue.clone(), level_code(gate, level), gate.incarnation);
+        pending.sections.entry(section).or_default().push(group);
+        drop(pending);
+        self.dirty.raise();
+    }
+
+    /// What was written under these sequences does not count any more, nor what comes.
+    pub fn forget(&self, queue: &str, incarnation: u64, sequences: Range<u64>) {
+        let mut pending = self.pending.lock();
+        for groups in pending.sections.iter_mut().filter(|((name, ..), _)| name == queue).map(|(_, groups)| groups) {
+            groups.retain(|group| !sequences.contains(&group.sequence));
+        }
+        let ever = pending.ever_forgotten.entry(queue.to_owned()).or_default();
+        ever.insert(sequences.clone());
+        join_oldest(ever, FORGOTTEN_RANGES_MAX);
+        pending.forgotten.entry((queue.to_owned(), incarnation)).or_default().insert(sequences);
+        drop(pending);
+        self.dirty.raise();
+    }
+
+    /// As [`Journal::forget`], for sequences that may be used again from now on.
+    pub fn forget_before(&self, queue: &str, incarnation: u64, sequences: Range<u64>) {
+        let mut pending = self.pending.lock();
+        pending.forgotten.entry((queue.to_owned(), incarnation)).or_default().insert(sequences);
+    }
+
+    /// The writer: until [`Journal::stop`].
+    pub fn run(&self) {
+        loop {
+            let wait = self.files.lock().unsynced.then_some(SYNC_EVERY);
+            self.dirty.wait(wait);
+            let is_last = self.stopping.load(Ordering::Acquire);
+            if !is_last {
+                std::thread::sleep(FLUSH_EVERY);
+            }
+            self.write();
+            self.sync(is_last);
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.dirty.raise();
+    }
+
+    /// Writes what is pending. What fails is logged and left out.
+    pub fn write(&self) {
+        let mut files = self.files.lock();
+        let (sections, forgotten) = {
+            let mut pending = self.pending.lock();
+            pending.bytes = 0;
+            (std::mem::take(&mut pending.sections), std::mem::take(&mut pending.forgotten))
+        };
+        let has_forgotten = !forgotten.is_empty();
+        let mut block = Block::default();
+        for ((queue, incarnation), ranges) in forgotten {
+            let forgotten = ranges.iter().flat_map(|range| [range.start, range.end]).collect();
+            block.sections.push(Section { queue, level: 0, incarnation, groups: Vec::new(), forgotten });
+        }
+        for ((queue, level, incarnation), groups) in sections.into_iter().filter(|(_, groups)| !groups.is_empty()) {
+            block.sections.push(Section { queue, level, incarnation, groups, forgotten: Vec::new() });
+        }
+        let is_waiting = files.failed_at.is_some_and(|at| at.elapsed() < RETRY_AFTER);
+        if block.sections.is_empty() || (is_waiting && !has_forgotten) {
+            return;
+        }
+        let written = self.write_block(&mut files, &block).and_then(|()| {
+            // Nobody may learn again what is forgotten.
+            if has_forgotten { self.sync_file(&mut files) } else { Ok(()) }
+        });
+        let Err(error) = written else { return };
+        files.current = None;
+        files.failed_at = Some(Instant::now());
+        tracing::warn!(%error, "failed to write fingerprints; a restart may let duplicates through");
+        if has_forgotten && let Err(error) = self.remove_all(&mut files) {
+            tracing::error!(%error, "failed to remove fingerprints of data that is gone; its repetition may be refused as a duplicate after a restart");
+        }
+    }
+
+    fn write_block(&self, files: &mut Files, block: &Block) -> io::Result<()> {
+        let body = block.encode_to_vec();
+        let len = (body.len() + BLOCK_HEADER_LEN) as u64;
+        let file = self.file_for(files, len)?;
+        let mut head = [0; BLOCK_HEADER_LEN];
+        head[..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        head[4..].copy_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+        let Some(known) = files.known.back_mut() else { return Err(io::ErrorKind::NotFound.into()) };
+        file.write_all_at(&mut [IoSlice::new(&head), IoSlice::new(&body)], known.len)?;
+        known.len += len;
+        known.newest_unix_seconds = self.clock.unix_seconds();
+        self.space.add(len);
+        files.unsynced = true;
+        Ok(())
+    }
+
+    /// The current file, or a new one when that is full; then the oldest go, by the bound and by the window.
+    fn file_for(&self, files: &mut Files, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let file_bytes_max = (self.bytes_max / 16).clamp(64 << 10, 4 << 20);
+        if let (Some(file), Some(known)) = (&files.current, files.known.back())
+            && (known.len + len <= file_bytes_max || known.len <= HEADER_LEN)
+        {
+            return Ok(Arc::clone(file));
+        }
+        if files.current.is_some() {
+            self.sync_file(files)?;
+        }
+        let oldest_second = self.clock.unix_seconds().saturating_sub(self.window_max.as_secs() + 1);
+        loop {
+            let sum: u64 = files.known.iter().map(|file| file.len).sum();
+            let Some(oldest) = files.known.front() else { break };
+            if sum + file_bytes_max.max(len) <= self.bytes_max && oldest.newest_unix_seconds >= oldest_second {
+                break;
+            }
+            self.remove_oldest(files)?;
+        }
+        self.space.check(file_bytes_max, String::new).map_err(io::Error::other)?;
+        let id = files.next_id;
+        files.next_id += 1;
+        let file = self.disk.create(&self.dir.join(file_name(id)), 0)?;
+        file.write_all_at(&mut [IoSlice::new(&header())], 0)?;
+        self.space.add(HEADER_LEN);
+        files.known.push_back(File { id, len: HEADER_LEN, newest_unix_seconds: self.clock.unix_seconds() });
+        files.current = Some(Arc::clone(&file));
+        self.disk.sync_dir(&self.dir)?;
+        Ok(file)
+    }
+
+    fn remove_oldest(&self, files: &mut Files) -> io::Result<()> {
+        let Some(oldest) = files.known.front() else { return Ok(()) };
+        self.disk.remove(&self.dir.join(file_name(oldest.id)))?;
+        self.space.subtract(oldest.len);
+        files.known.pop_front();
+        if files.known.is_empty() {
+            files.current = None;
+        }
+        Ok(())
+    }
+
+    fn remove_all(&self, files: &mut Files) -> io::Result<()> {
+        while !files.known.is_empty() {
+            self.remove_oldest(files)?;
+        }
+        self.disk.sync_dir(&self.dir)
+    }
+
+    fn sync_file(&self, files: &mut Files) -> io::Result<()> {
+        if let Some(file) = &files.current {
+            file.sync_data()?;
+        }
+        files.unsynced = false;
+        files.last_sync = Instant::now();
+        Ok(())
+    }
+
+    /// Syncs what was written, if that is a second ago.
+    pub fn sync(&self, now: bool) {
+        let mut files = self.files.lock();
+        if !files.unsynced || (!now && files.last_sync.elapsed() < SYNC_EVERY) {
+            return;
+        }
+        if let Err(error) = self.sync_file(&mut files) {
+            tracing::warn!(%error, "failed to sync fingerprints; a power cut may let duplicates through");
+            files.current = None;
+            files.unsynced = false;
+        }
+    }
+
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.files.lock().known.iter().map(|file| file.len).sum()
+    }
+}
+
+/// The blocks of one file up to the first that is not whole.
+fn read_file(disk: &dyn Disk, path: &Path, len: u64) -> io::Result<Vec<Block>> {
+    let mut bytes = vec![0; len as usize];
+    let read = disk.open(path)?.read_at(&mut bytes, 0)?;
+    bytes.truncate(read);
+    let mut blocks = Vec::new();
+    let Some((head, mut rest)) = bytes.split_first_chunk::<{ HEADER_LEN as usize }>() else { return Ok(blocks) };
+    if *head != header() {
+        return Ok(blocks);
+    }
+    while let Some((head, body)) = rest.split_first_chunk::<BLOCK_HEADER_LEN>() {
+        let [a, b, c, d, check @ ..] = *head;
+        let len = u32::from_le_bytes([a, b, c, d]) as usize;
+        let Some((body, behind)) = body.split_at_checked(len).filter(|_| len > 0 && len <= BLOCK_LEN_MAX) else {
+            break;
+        };
+        if crc32c::crc32c(body).to_le_bytes() != check {
+            break;
+        }
+        let Ok(block) = Block::decode(body) else { break };
+        blocks.push(block);
+        rest = behind;
+    }
+    Ok(blocks)
+}
