@@ -39,6 +39,8 @@ use parking_lot::Mutex;
 use crate::otlp::Signal;
 use crate::queue::Gate;
 use crate::storage::log::Drive;
+#[cfg(test)]
+use crate::storage::mutant::{self, Mutant};
 use crate::storage::{Disk, Log, Space};
 
 use clock::Clock;
@@ -123,7 +125,7 @@ impl Dedup {
                 spans: queue.spans.map(|(by, bounds)| (by, set(bounds))),
                 journal: Arc::clone(&journal),
             };
-            report.insert(gate.queue.clone(), restore::restore(&gate, &queue.log, &blocks)?);
+            report.insert(gate.queue.clone(), restore::restore(&gate, &queue.log, &blocks, is_fresh)?);
             gates.insert(gate.queue.clone(), Arc::new(gate));
         }
         // What does not count must not come back with another restart.
@@ -145,6 +147,10 @@ impl Dedup {
 
     /// These records are gone or given up: what they held may come again.
     pub fn forget(&self, queue: &str, sequences: Range<u64>) {
+        #[cfg(test)]
+        if mutant::is_on(Mutant::NothingForgotten) {
+            return;
+        }
         if let Some(gate) = self.gates.get(queue).filter(|_| !sequences.is_empty()) {
             restore::forget(gate, sequences.clone());
             self.journal.forget(queue, gate.incarnation, sequences);

@@ -7,7 +7,7 @@
 //! ```
 //! They are written after the data's sync, some at a time, and synced once a second: what is lost costs duplicates, or
 //! is made again from the records. A file is written by one process and never appended to by another. That keys are
-//! *not* to count any more is written too, and synced at once; if it cannot be written, all files go.
+//! *not* to count any more is written too, and synced at once; if it cannot be written, the secret and all files go.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -25,7 +25,7 @@ use crate::storage::{Disk, DiskFile, RangeSet, Space};
 
 use super::clock::Clock;
 use super::gate::QueueGate;
-use super::keys::Match;
+use super::keys::{Match, SECRET_FILE};
 use super::seen::join_oldest;
 
 const MAGIC: [u8; 8] = *b"FOREBAYP";
@@ -52,6 +52,9 @@ pub enum Level {
 pub struct Block {
     #[prost(message, repeated, tag = "1")]
     pub sections: Vec<Section>,
+    /// When it was written.
+    #[prost(uint64, tag = "2")]
+    pub unix_seconds: u64,
 }
 
 /// Keys of one queue on one level.
@@ -96,9 +99,38 @@ struct Pending {
     sections: BTreeMap<(String, u32, u64), Vec<Group>>,
     bytes: usize,
     /// To be written.
-    forgotten: BTreeMap<(String, u64), RangeSet>,
+    forgotten: BTreeMap<Queue, RangeSet>,
     /// Of this process, so that what is forgotten is not added behind it.
     ever_forgotten: BTreeMap<String, RangeSet>,
+    /// Of all that is on disk: each new file begins with it, since the old ones go.
+    carried: BTreeMap<Queue, RangeSet>,
+}
+
+type Queue = (String, u64);
+
+impl Pending {
+    fn carry(&mut self, queue: Queue, range: Range<u64>) {
+        let ranges = self.carried.entry(queue).or_default();
+        ranges.insert(range);
+        join_oldest(ranges, FORGOTTEN_RANGES_MAX);
+    }
+
+    fn forget(&mut self, queue: Queue, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        self.carry(queue.clone(), range.clone());
+        self.forgotten.entry(queue).or_default().insert(range);
+    }
+}
+
+/// What does not count, as sections of a block.
+fn forgotten_sections(forgotten: BTreeMap<Queue, RangeSet>) -> Vec<Section> {
+    let section = |((queue, incarnation), ranges): (Queue, RangeSet)| {
+        let forgotten = ranges.iter().flat_map(|range| [range.start, range.end]).collect();
+        Section { queue, level: 0, incarnation, groups: Vec::new(), forgotten }
+    };
+    forgotten.into_iter().map(section).collect()
 }
 
 #[derive(Debug)]
@@ -170,8 +202,7 @@ impl Journal {
                 disk.remove(&path)?;
                 continue;
             }
-            let newest = found.iter().flat_map(|block| &block.sections).flat_map(|section| &section.groups);
-            let newest_unix_seconds = newest.map(|group| group.unix_seconds).max().unwrap_or(0);
+            let newest_unix_seconds = found.iter().map(|block| block.unix_seconds).max().unwrap_or(0);
             space.add(entry.len);
             known.push_back(File { id, len: entry.len, newest_unix_seconds });
             blocks.extend(found);
@@ -179,6 +210,11 @@ impl Journal {
         let next_id = known.back().map_or(1, |file: &File| file.id + 1);
         let files =
             Files { current: None, known, next_id, unsynced: false, last_sync: Instant::now(), failed_at: None };
+        let mut pending = Pending::default();
+        for section in blocks.iter().flat_map(|block: &Block| &block.sections) {
+            let ranges = section.forgotten.chunks_exact(2).map(|pair| pair[0]..pair[1]);
+            ranges.for_each(|range| pending.carry((section.queue.clone(), section.incarnation), range));
+        }
         let journal = Journal {
             disk,
             space,
@@ -186,7 +222,7 @@ impl Journal {
             clock,
             bytes_max,
             window_max,
-            pending: Mutex::default(),
+            pending: Mutex::new(pending),
             files: Mutex::new(files),
             dirty: Signal::default(),
             stopping: AtomicBool::new(false),
@@ -226,15 +262,14 @@ impl Journal {
         let ever = pending.ever_forgotten.entry(queue.to_owned()).or_default();
         ever.insert(sequences.clone());
         join_oldest(ever, FORGOTTEN_RANGES_MAX);
-        pending.forgotten.entry((queue.to_owned(), incarnation)).or_default().insert(sequences);
+        pending.forget((queue.to_owned(), incarnation), sequences);
         drop(pending);
         self.dirty.raise();
     }
 
     /// As [`Journal::forget`], for sequences that may be used again from now on.
     pub fn forget_before(&self, queue: &str, incarnation: u64, sequences: Range<u64>) {
-        let mut pending = self.pending.lock();
-        pending.forgotten.entry((queue.to_owned(), incarnation)).or_default().insert(sequences);
+        self.pending.lock().forget((queue.to_owned(), incarnation), sequences);
     }
 
     /// The writer: until [`Journal::stop`].
@@ -268,11 +303,7 @@ impl Journal {
             (std::mem::take(&mut pending.sections), std::mem::take(&mut pending.forgotten))
         };
         let has_forgotten = !forgotten.is_empty();
-        let mut block = Block::default();
-        for ((queue, incarnation), ranges) in forgotten {
-            let forgotten = ranges.iter().flat_map(|range| [range.start, range.end]).collect();
-            block.sections.push(Section { queue, level: 0, incarnation, groups: Vec::new(), forgotten });
-        }
+        let mut block = Block { sections: forgotten_sections(forgotten), unix_seconds: self.clock.unix_seconds() };
         for ((queue, level, incarnation), groups) in sections.into_iter().filter(|(_, groups)| !groups.is_empty()) {
             block.sections.push(Section { queue, level, incarnation, groups, forgotten: Vec::new() });
         }
@@ -288,22 +319,39 @@ impl Journal {
         files.current = None;
         files.failed_at = Some(Instant::now());
         tracing::warn!(%error, "failed to write fingerprints; a restart may let duplicates through");
-        if has_forgotten && let Err(error) = self.remove_all(&mut files) {
-            tracing::error!(%error, "failed to remove fingerprints of data that is gone; its repetition may be refused as a duplicate after a restart");
+        if !has_forgotten {
+            return;
+        }
+        if let Err(error) = self.remove_all(&mut files) {
+            tracing::error!(
+                %error,
+                "failed to remove fingerprints of data that is gone; after a restart its repetition may be taken for a duplicate"
+            );
+            let mut pending = self.pending.lock();
+            for section in block.sections.into_iter().filter(|section| section.level == 0) {
+                let ranges = pending.forgotten.entry((section.queue, section.incarnation)).or_default();
+                section.forgotten.chunks_exact(2).for_each(|pair| ranges.insert(pair[0]..pair[1]));
+            }
         }
     }
 
     fn write_block(&self, files: &mut Files, block: &Block) -> io::Result<()> {
-        let body = block.encode_to_vec();
-        let len = (body.len() + BLOCK_HEADER_LEN) as u64;
+        let len = (block.encoded_len() + BLOCK_HEADER_LEN) as u64;
         let file = self.file_for(files, len)?;
+        self.append(files, file.as_ref(), block)
+    }
+
+    /// Behind what the newest file has.
+    fn append(&self, files: &mut Files, file: &dyn DiskFile, block: &Block) -> io::Result<()> {
+        let body = block.encode_to_vec();
         let mut head = [0; BLOCK_HEADER_LEN];
         head[..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
         head[4..].copy_from_slice(&crc32c::crc32c(&body).to_le_bytes());
         let Some(known) = files.known.back_mut() else { return Err(io::ErrorKind::NotFound.into()) };
         file.write_all_at(&mut [IoSlice::new(&head), IoSlice::new(&body)], known.len)?;
+        let len = (body.len() + BLOCK_HEADER_LEN) as u64;
         known.len += len;
-        known.newest_unix_seconds = self.clock.unix_seconds();
+        known.newest_unix_seconds = block.unix_seconds;
         self.space.add(len);
         files.unsynced = true;
         Ok(())
@@ -320,24 +368,30 @@ impl Journal {
         if files.current.is_some() {
             self.sync_file(files)?;
         }
-        let oldest_second = self.clock.unix_seconds().saturating_sub(self.window_max.as_secs() + 1);
-        loop {
-            let sum: u64 = files.known.iter().map(|file| file.len).sum();
-            let Some(oldest) = files.known.front() else { break };
-            if sum + file_bytes_max.max(len) <= self.bytes_max && oldest.newest_unix_seconds >= oldest_second {
-                break;
-            }
-            self.remove_oldest(files)?;
-        }
         self.space.check(file_bytes_max, String::new).map_err(io::Error::other)?;
         let id = files.next_id;
         files.next_id += 1;
         let file = self.disk.create(&self.dir.join(file_name(id)), 0)?;
         file.write_all_at(&mut [IoSlice::new(&header())], 0)?;
         self.space.add(HEADER_LEN);
-        files.known.push_back(File { id, len: HEADER_LEN, newest_unix_seconds: self.clock.unix_seconds() });
+        let unix_seconds = self.clock.unix_seconds();
+        files.known.push_back(File { id, len: HEADER_LEN, newest_unix_seconds: unix_seconds });
         files.current = Some(Arc::clone(&file));
+        let carried = self.pending.lock().carried.clone();
+        if !carried.is_empty() {
+            self.append(files, file.as_ref(), &Block { sections: forgotten_sections(carried), unix_seconds })?;
+            self.sync_file(files)?;
+        }
         self.disk.sync_dir(&self.dir)?;
+        let oldest_second = unix_seconds.saturating_sub(self.window_max.as_secs() + 1);
+        while files.known.len() > 1 {
+            let sum: u64 = files.known.iter().map(|file| file.len).sum();
+            let is_old = files.known.front().is_some_and(|oldest| oldest.newest_unix_seconds < oldest_second);
+            if !is_old && sum + file_bytes_max.max(len) <= self.bytes_max {
+                break;
+            }
+            self.remove_oldest(files)?;
+        }
         Ok(file)
     }
 
@@ -352,7 +406,12 @@ impl Journal {
         Ok(())
     }
 
+    /// Without the secret a start believes no fingerprint, and makes none from records.
     fn remove_all(&self, files: &mut Files) -> io::Result<()> {
+        match self.disk.remove(&self.dir.join(SECRET_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         while !files.known.is_empty() {
             self.remove_oldest(files)?;
         }

@@ -12,7 +12,7 @@ use crate::otlp::{Signal, edit, wire};
 use crate::storage::Disk;
 
 pub const SECRET_LEN: usize = 192;
-const FILE_NAME: &str = "secret";
+pub const SECRET_FILE: &str = "secret";
 const FILE_NEW_NAME: &str = "secret.new";
 /// Magic, secret, CRC32C over both.
 const MAGIC: [u8; 8] = *b"FOREBAYK";
@@ -36,8 +36,8 @@ impl Keys {
     pub fn open(disk: &dyn Disk, dir: &Path) -> io::Result<(Keys, bool)> {
         let entries = disk.list(dir)?;
         let has = |name: &str| entries.iter().any(|entry| entry.name == name);
-        let path = dir.join(FILE_NAME);
-        if has(FILE_NAME) {
+        let path = dir.join(SECRET_FILE);
+        if has(SECRET_FILE) {
             let mut bytes = [0; FILE_LEN];
             let read = disk.open(&path)?.read_at(&mut bytes, 0)?;
             let (body, check) = bytes.split_at(FILE_LEN - 4);
@@ -185,7 +185,8 @@ mod tests {
 
     #[test]
     fn a_key_depends_on_secret_signal_metadata_and_peer() {
-        let (one, two) = (Keys::new([1; SECRET_LEN]), Keys::new([2; SECRET_LEN]));
+        let mut random = fastrand::Rng::with_seed(1);
+        let [one, two] = std::array::from_fn(|_| Keys::new(std::array::from_fn(|_| random.u8(..))));
         assert_ne!(one.hash(b"message"), two.hash(b"message"));
         let key = |signal, metadata: &[u8], peer: Option<&str>| {
             one.request(7, signal, metadata, peer.map(|peer| peer.parse().expect("address")))

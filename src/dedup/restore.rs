@@ -10,6 +10,8 @@ use crate::otlp::{Encoding, compression, wire};
 use crate::queue::Marks;
 use crate::queue::gate::Offered;
 use crate::storage::log::Position;
+#[cfg(test)]
+use crate::storage::mutant::{self, Mutant};
 use crate::storage::{Log, RangeSet, Record};
 
 use super::gate::QueueGate;
@@ -31,7 +33,8 @@ pub struct Restored {
 
 type Ages = Vec<(u64, u64, Level, Bytes)>;
 
-pub fn restore(gate: &QueueGate, log: &Log, blocks: &[Block]) -> io::Result<Restored> {
+/// `is_fresh`: nothing is known of the past, also not which records were given up.
+pub fn restore(gate: &QueueGate, log: &Log, blocks: &[Block], is_fresh: bool) -> io::Result<Restored> {
     let mut restored = Restored::default();
     let end = log.durable_end();
     let mut found: Ages = Vec::new();
@@ -46,7 +49,10 @@ pub fn restore(gate: &QueueGate, log: &Log, blocks: &[Block]) -> io::Result<Rest
         let levels = [Level::Request, Level::Span];
         let Some(level) = levels.into_iter().find(|level| level_code(gate, *level) == section.level) else { continue };
         for group in &section.groups {
-            if group.sequence >= end || log.missing_at_start().contains(group.sequence) {
+            let is_there = group.sequence < end && !log.missing_at_start().contains(group.sequence);
+            #[cfg(test)]
+            let is_there = is_there || mutant::is_on(Mutant::UncheckedFingerprint);
+            if !is_there {
                 restored.ignored += group.keys.len() as u64 / 16;
                 void.insert(group.sequence..group.sequence + 1);
                 continue;
@@ -61,7 +67,12 @@ pub fn restore(gate: &QueueGate, log: &Log, blocks: &[Block]) -> io::Result<Rest
     for range in void.iter() {
         gate.journal.forget_before(&gate.queue, gate.incarnation, range);
     }
-    rebuild(gate, log, &covered, &mut found, &mut restored)?;
+    if is_fresh {
+        // The next start is not fresh, and knows no more of these.
+        gate.journal.forget_before(&gate.queue, gate.incarnation, 0..end);
+    } else {
+        rebuild(gate, log, &covered, &mut found, &mut restored)?;
+    }
     found.sort_by_key(|(unix_seconds, sequence, ..)| (*unix_seconds, *sequence));
     let now = gate.clock.now();
     for (unix_seconds, sequence, level, keys) in found {

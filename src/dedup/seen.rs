@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::storage::RangeSet;
+#[cfg(test)]
+use crate::storage::mutant::{self, Mutant};
 
 use super::table::{BUCKET_BYTES, Table};
 
@@ -135,6 +137,8 @@ impl Seen {
                 let key = keys[*index as usize];
                 let known = match shard.held.get(&key) {
                     Some(holder) if Arc::ptr_eq(holder, ticket) => Known::Own,
+                    #[cfg(test)]
+                    Some(_) if mutant::is_on(Mutant::HeldIsDurable) => Known::Durable,
                     Some(holder) => Known::Held(holder.subscribe()),
                     None if shard.table.contains(key) => Known::Durable,
                     None => {
@@ -149,6 +153,10 @@ impl Seen {
 
     /// Lets go of keys that were held; they were never seen.
     pub fn void(&self, keys: &[u128]) {
+        #[cfg(test)]
+        if mutant::is_on(Mutant::FailedIsDurable) {
+            return self.add(keys, 0, Duration::ZERO);
+        }
         self.by_shard(keys, |shard, indices| {
             for index in indices {
                 shard.held.remove(&keys[*index as usize]);
