@@ -253,18 +253,22 @@ impl Journal {
         self.dirty.raise();
     }
 
-    /// What was written under these sequences does not count any more, nor what comes.
+    /// What was written under these sequences does not count any more, nor what comes: durable when it returns.
     pub fn forget(&self, queue: &str, incarnation: u64, sequences: Range<u64>) {
         let mut pending = self.pending.lock();
+        let key = (queue.to_owned(), incarnation);
+        if pending.carried.get(&key).is_some_and(|ranges| ranges.contains_all(sequences.clone())) {
+            return;
+        }
         for groups in pending.sections.iter_mut().filter(|((name, ..), _)| name == queue).map(|(_, groups)| groups) {
             groups.retain(|group| !sequences.contains(&group.sequence));
         }
         let ever = pending.ever_forgotten.entry(queue.to_owned()).or_default();
         ever.insert(sequences.clone());
         join_oldest(ever, FORGOTTEN_RANGES_MAX);
-        pending.forget((queue.to_owned(), incarnation), sequences);
+        pending.forget(key, sequences);
         drop(pending);
-        self.dirty.raise();
+        self.write();
     }
 
     /// As [`Journal::forget`], for sequences that may be used again from now on.

@@ -209,13 +209,14 @@ impl Subscription {
         for part in self.idle_parts(&range) {
             let (end, part_weight) = self.log.weigh(part.clone(), enough)?;
             let part = part.start..end.min(part.end);
+            // Before they are, lest a crash in between leaves them seen; without the lock, since it may wait for the disk.
+            self.log.giving_up(part.clone());
             let mut book = self.book.lock();
             // Weighing took a while: a part that is settled or on its way by now waits for the next round.
             let is_idle = book.out.values().all(|out| !out.is_sending || !overlap(&out.range, &part));
             if part.is_empty() || !is_idle || self.log.unsettled(&self.cursor, part.clone()) != [part.clone()] {
                 continue;
             }
-            self.log.giving_up(part.clone());
             self.log.settle_weighed(&self.cursor, part.clone(), part_weight);
             let settled = |range: &Range<u64>| self.log.unsettled(&self.cursor, range.clone()).is_empty();
             book.held.retain(|held| !settled(&held.range));

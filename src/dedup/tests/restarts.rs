@@ -115,7 +115,6 @@ fn what_is_given_up_or_damaged_may_come_again_also_after_a_restart() {
         let subscription = Subscription::new(rig.log().clone(), CURSOR);
         let given = subscription.give_up(1..2, None).expect("reads");
         assert_eq!(given.weight.records, 1);
-        rig.running().dedup.write(false);
         rig.running().store.checkpoint().expect("written");
         drop(subscription);
         for is_after in [false, true] {
