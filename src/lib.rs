@@ -4,7 +4,7 @@
 //! to disk and stays there until every destination has taken it.
 //!
 //! ```text
-//! client ─▶ receivers ─▶ queue::Intake ══▶ storage::log writer thread: append · one fdatasync per group
+//! client ─▶ receivers ─▶ gates, queue::Intake ══▶ storage::log writer thread: append · one fdatasync per group
 //!                            ◀══ Durable ══                                        [durable boundary]
 //! 200/OK ◀── Accepted(Durable)
 //!                           segment log  ◀── sled: catalogue and cursors, witness beside it
@@ -13,7 +13,7 @@
 //!
 //! Each module uses only what stands to its right (a test in `tests/layering.rs` holds it):
 //!
-//! `main → cli → app → admin, config, receivers, pipeline, exporters → queue → storage → otlp`; `settings` and
+//! `main → cli → app → admin, config, receivers, pipeline, exporters → dedup → queue → storage → otlp`; `settings` and
 //! `telemetry` are leaves that anybody may use.
 //!
 //! | room | what it holds |
@@ -23,7 +23,8 @@
 //! | [`admin`] | metrics page and health endpoints |
 //! | [`config`] | files as written → validated plan, all errors at once |
 //! | [`receivers`] | OTLP over gRPC and HTTP; answers success only with [`queue::Accepted`] |
-//! | [`pipeline`] | one delivery loop per exporter: lease, batch, export, retry, hold, settle |
+//! | [`dedup`] | seen before: the gates of the queues, exact sets, fingerprints on disk |
+| [`pipeline`] | one delivery loop per exporter: lease, batch, export, retry, hold, settle |
 //! | [`exporters`] | the trait, its outcomes, and one file per destination kind |
 //! | [`queue`] | intake, leases and settling over the log; byte budgets |
 //! | [`storage`] | segment log, catalogue, witness, recovery, disk; knows no metrics |

@@ -3,6 +3,7 @@
 //! ```text
 //! data directory
 //!   LOCK  FORMAT  witness  admin.sock (the running process's, made by `admin`)
+//!   fingerprints/                 what was seen before (`dedup`); losing it costs duplicates
 //!   catalog/                      sled: segment rows, cursor rows, generation; rebuildable
 //!   queues/<queue id>/<id>.seg    the source of truth: records, synced before they are acknowledged
 //!   dlq/<id>.seg                  dead letters, their tombstones and notes; dlq/invalid/ what was malformed at the door
