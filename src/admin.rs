@@ -1,5 +1,6 @@
-//! Metrics page and health endpoints.
+//! Metrics page, health endpoints, and the admin API on the control socket.
 
+pub mod api;
 pub mod control;
 mod health;
 

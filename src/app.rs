@@ -6,8 +6,10 @@
 
 mod build;
 mod figures;
+mod letters;
 mod limits;
 mod observe;
+pub mod resend;
 mod running;
 mod seen;
 #[cfg(test)]
@@ -21,11 +23,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::api::{self, Api};
 use crate::admin::{self, Health, Phase, control};
 use crate::config::{LogEncoding, Plan};
 use crate::receivers::listen::BindError;
 use crate::storage::{Options, RealDisk, Store, StoreError};
 use crate::telemetry;
+use resend::Exporters;
 use running::Running;
 
 /// How often the embedded default says that nothing leaves this machine.
@@ -132,12 +136,16 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers, &seen_before)?;
     let dedup = running.dedup.take();
     let budget = &running.budget;
-    let retry = observe::answer_control(&running.subscriptions);
-    if let Err(error) = control::serve(&data_dir, retry, pages_end.clone()) {
-        tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` cannot reach this process");
+    let exporters = running.subscriptions.iter().map(|one| &one.destination);
+    let exporters = exporters.map(|one| (one.id.clone(), Arc::clone(&one.exporter))).collect();
+    let retry = Box::new(observe::answer_retry(&running.subscriptions));
+    let api = Api::new(Arc::clone(&running.dead_letters), Arc::new(Exporters(exporters)), Some(retry));
+    if let Err(error) = control::serve(&data_dir, api::router(api), pages_end.clone()) {
+        tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` and `forebay dlq` cannot reach this process");
     }
+    let letters = Arc::clone(&running.dead_letters);
     let subscriptions = std::mem::take(&mut running.subscriptions);
-    figures.set(Arc::clone(&store), budget.clone(), subscriptions, dedup.clone());
+    figures.set(Arc::clone(&store), budget.clone(), subscriptions, Arc::clone(&letters), dedup.clone());
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
     health.set_phase(Phase::Running);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %data_dir.display(), "ready");
@@ -154,13 +162,14 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     health.set_phase(Phase::Stopping);
     running.stop(&plan.shutdown).await;
     let closing = Arc::clone(&store);
-    let closing = move || {
+    let close = move || {
+        letters.log().close();
         closing.close();
         if let Some(dedup) = dedup {
             dedup.close();
         }
     };
-    tokio::task::spawn_blocking(closing).await.map_err(|error| setup(&error))?;
+    tokio::task::spawn_blocking(close).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);
     pages_end.cancel();
     Ok(())

@@ -1,6 +1,8 @@
 //! The commands.
 
 mod arguments;
+mod ask;
+mod dlq;
 mod healthcheck;
 mod output;
 mod queue;
@@ -79,6 +81,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Components) => output::print(&config::components::list()),
         Some(Command::Version) => output::print(&format!("forebay {}\n", env!("CARGO_PKG_VERSION"))),
         Some(Command::Queue { command }) => queue::run(command),
+        Some(Command::Dlq { command }) => dlq::run(command),
         Some(Command::Healthcheck { endpoint }) => healthcheck::check(&endpoint).map_err(Failure::Other),
     }
 }

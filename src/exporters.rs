@@ -91,6 +91,18 @@ pub enum RemoteStatus {
     Grpc(i32),
 }
 
+impl std::fmt::Display for RemoteStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RemoteStatus::Http(status) => write!(f, "HTTP {status}"),
+            RemoteStatus::Grpc(code) => match classify::grpc_name(*code) {
+                Some(name) => write!(f, "gRPC {code} {name}"),
+                None => write!(f, "gRPC {code}"),
+            },
+        }
+    }
+}
+
 /// Whose fault a failure is (DESIGN "Who is ill").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {

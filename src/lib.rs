@@ -13,7 +13,7 @@
 //!
 //! Each module uses only what stands to its right (a test in `tests/layering.rs` holds it):
 //!
-//! `main → cli → app → admin, config, receivers, pipeline, exporters → dedup → queue → storage → otlp`; `settings` and
+//! `main → cli → app → admin, config, receivers, pipeline, exporters → dlq, dedup → queue → storage → otlp`; `settings` and
 //! `telemetry` are leaves that anybody may use.
 //!
 //! | room | what it holds |
@@ -24,8 +24,9 @@
 //! | [`config`] | files as written → validated plan, all errors at once |
 //! | [`receivers`] | OTLP over gRPC and HTTP; answers success only with [`queue::Accepted`] |
 //! | [`dedup`] | seen before: the gates of the queues, exact sets, fingerprints on disk |
-| [`pipeline`] | one delivery loop per exporter: lease, batch, export, retry, hold, settle |
+//! | [`pipeline`] | one delivery loop per exporter: lease, batch, export, retry, hold, settle |
 //! | [`exporters`] | the trait, its outcomes, and one file per destination kind |
+//! | [`dlq`] | dead letters: parked with their reason, until somebody decides |
 //! | [`queue`] | intake, leases and settling over the log; byte budgets |
 //! | [`storage`] | segment log, catalogue, witness, recovery, disk; knows no metrics |
 //! | [`otlp`] | bounded wire scan, cutting items out, JSON ↔ protobuf, compression |
@@ -37,6 +38,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod dedup;
+pub mod dlq;
 pub mod exporters;
 pub mod otlp;
 pub mod pipeline;

@@ -3,6 +3,7 @@
 pub mod compression;
 pub mod edit;
 pub mod json;
+pub mod resource;
 mod schema;
 pub mod spans;
 pub mod wire;

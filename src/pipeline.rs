@@ -3,19 +3,24 @@
 //! ```text
 //! ready ─▶ slot ─▶ lease ─▶ gate ─▶ export ─▶ Delivered / Partial ─▶ settle
 //!                            ▲                 Retryable, Destination ─▶ back to the gate, when the clock allows
-//!                            └──────────────── Batch: too large ─▶ smaller leases; else ─▶ set aside
+//!                            └──────────────── Batch ─▶ isolate: halves, until the poison stands alone
+//!                                                        good parts ─▶ settle; poison ─▶ park ─▶ settle, or hold
 //! ```
 //! Every batch whose destination is ill keeps its claim but sheds its memory. Only one of them probes at a time.
 
 pub mod batch;
 mod clock;
 mod deliver;
+mod isolate;
+mod parking;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,11 +30,17 @@ use crate::queue::{LeaseLimits, Subscription};
 
 pub use batch::BuildError;
 pub use clock::{Clock, ClockStatus, RetryPolicy};
+pub use parking::Parking;
 
 /// Smallest limit that a destination's refusals can teach.
 const LEARNED_BYTES_MIN: u64 = 64 << 10;
 /// Records in one request; each is a client's request of its own.
 const RECORDS_MAX: usize = 4096;
+/// A destination that took nothing while it refused this many requests in a row is taken to refuse everything: then its
+/// batches are held, not split and parked.
+const REFUSALS_IN_ROW_MAX: u32 = 64;
+/// A refusal speaks of the batch if the destination took something else not longer ago than this.
+const PROOF_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// How batches for one destination are cut.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +64,23 @@ pub trait Meter: Send + Sync {
     fn rejected(&self, _exporter: &str, _signal: Signal, _items: u64) {}
     fn failed(&self, _exporter: &str, _signal: Signal, _items: u64) {}
     fn held(&self, _exporter: &str, _signal: Signal, _items: u64) {}
+    fn dead_lettered(&self, _exporter: &str, _signal: Signal, _items: u64, _reason: &'static str) {}
+    /// Given up, as the configuration says.
+    fn dropped(&self, _exporter: &str, _signal: Signal, _items: u64, _reason: &'static str) {}
     fn in_flight(&self, _exporter: &str, _signal: Signal, _requests: i64) {}
+}
+
+/// How a destination is served.
+#[derive(Debug)]
+pub struct Policy {
+    pub retry: RetryPolicy,
+    pub batch: BatchPolicy,
+    /// Requests in flight.
+    pub consumers: usize,
+    /// What its batches may hold in memory at once.
+    pub memory_bytes: u64,
+    /// None: what is refused is held.
+    pub parking: Option<Parking>,
 }
 
 /// One configured exporter with what its requests share.
@@ -70,6 +97,13 @@ pub struct Destination {
     memory: Arc<Semaphore>,
     memory_bytes: u32,
     learned_bytes_max: Mutex<Option<u64>>,
+    parking: Option<Parking>,
+    /// When it took something last.
+    accepted_at: Mutex<Option<Instant>>,
+    /// Requests that it refused for their content since then.
+    refusals_in_row: AtomicU32,
+    /// An isolation found so; until it takes something.
+    refuses_everything: AtomicBool,
     meter: Arc<dyn Meter>,
     last_error: Mutex<Option<String>>,
 }
@@ -81,16 +115,8 @@ impl std::fmt::Debug for Destination {
 }
 
 impl Destination {
-    /// `memory_bytes`: what its batches may hold at once; `consumers`: requests in flight.
-    pub fn new(
-        id: &str,
-        exporter: Arc<dyn Exporter>,
-        retry: RetryPolicy,
-        batch: BatchPolicy,
-        consumers: usize,
-        memory_bytes: u64,
-        meter: Arc<dyn Meter>,
-    ) -> Arc<Destination> {
+    pub fn new(id: &str, exporter: Arc<dyn Exporter>, policy: Policy, meter: Arc<dyn Meter>) -> Arc<Destination> {
+        let Policy { retry, batch, consumers, memory_bytes, parking } = policy;
         let memory_bytes = u32::try_from(memory_bytes.max(1)).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32);
         Arc::new(Destination {
             id: id.to_owned(),
@@ -103,6 +129,10 @@ impl Destination {
             memory: Arc::new(Semaphore::new(memory_bytes as usize)),
             memory_bytes,
             learned_bytes_max: Mutex::new(None),
+            parking,
+            accepted_at: Mutex::new(None),
+            refusals_in_row: AtomicU32::new(0),
+            refuses_everything: AtomicBool::new(false),
             meter,
             last_error: Mutex::new(None),
         })
@@ -112,14 +142,38 @@ impl Destination {
         self.last_error.lock().clone()
     }
 
+    /// What a request may come to: what is configured, and what refusals have taught.
+    fn request_bytes_max(&self) -> u64 {
+        self.exporter.max_request_bytes().min(self.learned_bytes_max.lock().unwrap_or(u64::MAX))
+    }
+
     fn lease_limits(&self) -> LeaseLimits {
-        let learned = self.learned_bytes_max.lock().unwrap_or(u64::MAX);
         LeaseLimits {
             // Merging and compressing take about as much again.
-            bytes_max: self.exporter.max_request_bytes().min(learned).min(u64::from(self.memory_bytes / 2)),
+            bytes_max: self.request_bytes_max().min(u64::from(self.memory_bytes / 2)),
             records_max: RECORDS_MAX,
             items_max: if self.batch.max_items == 0 { u64::MAX } else { self.batch.max_items },
         }
+    }
+
+    fn accepted(&self) {
+        *self.accepted_at.lock() = Some(Instant::now());
+        self.refusals_in_row.store(0, Ordering::Relaxed);
+        self.refuses_everything.store(false, Ordering::Relaxed);
+    }
+
+    fn refused(&self) {
+        self.refusals_in_row.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn refuses_everything(&self) -> bool {
+        self.refuses_everything.load(Ordering::Relaxed)
+    }
+
+    /// Whether a refusal now is known to be the batch's own fault.
+    fn takes_others(&self) -> bool {
+        self.refusals_in_row.load(Ordering::Relaxed) < REFUSALS_IN_ROW_MAX
+            && self.accepted_at.lock().is_some_and(|at| at.elapsed() <= PROOF_AGE_MAX)
     }
 
     /// A request of `bytes` was refused for its size: smaller ones from now on.

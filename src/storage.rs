@@ -8,7 +8,7 @@
 //!   queues/<queue id>/<id>.seg    the source of truth: records, synced before they are acknowledged
 //!   dlq/<id>.seg                  dead letters, their tombstones and notes; dlq/invalid/ what was malformed at the door
 //!
-//! segment                         4096-byte header page, then records, each on an 8-byte boundary
+//! segment                         two 4096-byte header pages, alike, then records, each on an 8-byte boundary
 //!   header page   magic · version · segment id · nonce · sequence floor · CRC
 //!   record        72-byte header · metadata · payload · CRC32C over all of it and the segment's nonce
 //! ```

@@ -68,7 +68,12 @@ fn describe() {
         );
         describe_counter!(
             format!("forebay_exporter_dropped_{items}"),
-            "Items that will never be delivered, by reason: rejected (by a partial success), queue_full (on_full: drop)."
+            "Items that will never be delivered, by reason: rejected (by a partial success), queue_full (on_full: drop), \
+             dead_letters_full (dead_letters.on_full: drop)."
+        );
+        describe_counter!(
+            format!("forebay_exporter_dead_lettered_{items}"),
+            "Items parked in the dead-letter queue, by reason."
         );
         describe_counter!(
             format!("forebay_exporter_held_{items}"),
@@ -83,6 +88,13 @@ fn describe() {
         "otelcol_exporter_queue_capacity",
         "Its queue_size, else the bytes that all queues together may allocate."
     );
+    describe_gauge!(
+        "forebay_dead_letters",
+        "Letters that wait for somebody: parked by exporters, or malformed at the door."
+    );
+    describe_gauge!("forebay_dead_letters_items", "Items in them.");
+    describe_gauge!("forebay_dead_letters_allocated_bytes", Unit::Bytes, "Bytes that they occupy on disk.");
+    describe_gauge!("forebay_dead_letters_capacity_bytes", Unit::Bytes, "The most that they may occupy.");
     describe_gauge!("otelcol_exporter_in_flight_requests", "Requests on their way now.");
     describe_gauge!("otelcol_process_uptime", Unit::Seconds, "Seconds since the process started.");
     describe_gauge!("otelcol_process_cpu_seconds", Unit::Seconds, "Processor time, user and system.");
@@ -185,6 +197,7 @@ pub struct ExporterMetrics {
     /// Stays 0: what cannot enter the queue is refused at the receiver. Dashboards ask for it.
     _enqueue_failed: [Counter; 3],
     send_failed: [Counter; 3],
+    exporter: String,
     rejected: [Counter; 3],
     held: [Counter; 3],
     in_flight: [Gauge; 3],
@@ -198,6 +211,7 @@ impl ExporterMetrics {
             })
         };
         ExporterMetrics {
+            exporter: exporter.to_owned(),
             sent: counters("otelcol_exporter_sent"),
             _enqueue_failed: counters("otelcol_exporter_enqueue_failed"),
             send_failed: counters("otelcol_exporter_send_failed"),
@@ -220,6 +234,16 @@ impl ExporterMetrics {
     pub fn rejected(&self, signal: usize, items: u64) {
         self.rejected[signal].increment(items);
     }
+    pub fn dead_lettered(&self, signal: usize, items: u64, reason: &'static str) {
+        let (data_type, name) = SIGNALS[signal];
+        counter!(format!("forebay_exporter_dead_lettered_{name}"), "exporter" => self.exporter.clone(), "data_type" => data_type, "reason" => reason)
+            .increment(items);
+    }
+    pub fn dropped(&self, signal: usize, items: u64, reason: &'static str) {
+        let (data_type, name) = SIGNALS[signal];
+        counter!(format!("forebay_exporter_dropped_{name}"), "exporter" => self.exporter.clone(), "data_type" => data_type, "reason" => reason)
+            .increment(items);
+    }
     pub fn held(&self, signal: usize, items: u64) {
         self.held[signal].increment(items);
     }
@@ -230,6 +254,14 @@ impl ExporterMetrics {
             self.in_flight[signal].decrement(-change as f64);
         }
     }
+}
+
+/// The dead-letter queue as it is now.
+pub fn dead_letters(ring: &'static str, letters: u64, items: u64, allocated_bytes: u64, max_bytes: u64) {
+    gauge!("forebay_dead_letters", "kind" => ring).set(letters as f64);
+    gauge!("forebay_dead_letters_items", "kind" => ring).set(items as f64);
+    gauge!("forebay_dead_letters_allocated_bytes", "kind" => ring).set(allocated_bytes as f64);
+    gauge!("forebay_dead_letters_capacity_bytes", "kind" => ring).set(max_bytes as f64);
 }
 
 /// Items of one exporter that were given up at the cap.

@@ -97,7 +97,14 @@ async fn kill_9_at_any_moment_loses_nothing_acknowledged() {
     for task in clients {
         task.await.expect("no panic");
     }
-    eventually("everything acknowledged is delivered", async || drained(&ledger, &sink).await).await;
+    // A thousand short lives leave much behind; what counts is that it goes on.
+    while !drained(&ledger, &sink).await {
+        let before = sink.taken.lock().len();
+        eventually("more of what is acknowledged is delivered", async || {
+            sink.taken.lock().len() > before || drained(&ledger, &sink).await
+        })
+        .await;
+    }
     assert_eq!(forebay.stop().await, 0, "{}", bench.log());
     check(&ledger, &sink.taken.lock()).unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", bench.log()));
 

@@ -45,14 +45,14 @@ struct Bench {
 }
 
 /// A process whose data directory is on a tmpfs that nobody else sees and that goes with it.
-fn bench(namespace: &[&str], sink_port: u16) -> Bench {
+fn bench(namespace: &[&str], sink_port: u16, max_size_mib: u64) -> Bench {
     let dir = tempfile::tempdir().expect("temporary directory");
     let [http_port, grpc_port, health_port, metrics_port] = free_ports();
     let disk = dir.path().join("disk");
     std::fs::create_dir(&disk).expect("the mount point");
     let config = dir.path().join("forebay.yaml");
     let text = format!(
-        "forebay: {{queue: {{max_size: 60MiB}}}}\n\
+        "forebay: {{queue: {{max_size: {max_size_mib}MiB}}}}\n\
          receivers:\n  otlp:\n    protocols: {{http: {{endpoint: 127.0.0.1:{http_port}}}, grpc: {{endpoint: 127.0.0.1:{grpc_port}}}}}\n\
          exporters:\n  otlp_http:\n    endpoint: http://127.0.0.1:{sink_port}\n    timeout: 5s\n    \
          retry_on_failure: {{initial_interval: 20ms, max_interval: 100ms}}\n    \
@@ -145,7 +145,7 @@ async fn a_full_disk_refuses_before_the_first_failed_write_drains_and_recovers_w
     };
     let (sink, address) = Sink::start().await;
     sink.fail_every.store(1, Ordering::SeqCst);
-    let bench = bench(&namespace, address.port());
+    let bench = bench(&namespace, address.port(), 60);
     let client = client();
     bench.forebay.ready(&client).await;
     let ledger = Arc::new(Ledger::default());
@@ -227,4 +227,61 @@ async fn a_full_disk_refuses_before_the_first_failed_write_drains_and_recovers_w
          {taken} taken by others, then failed {failures:?}, 0 missing",
         ledger.acknowledged.lock().len()
     );
+}
+
+/// Blocks of all files below, in bytes.
+fn allocated_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let size = |path: PathBuf| match std::fs::symlink_metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => allocated_bytes(&path),
+        Ok(metadata) => metadata.blocks() * 512,
+        // The log removes files while we look.
+        Err(_) => 0,
+    };
+    entries.flatten().map(|entry| size(entry.path())).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cap_holds_to_within_one_segment_with_everything_in_the_data_directory() {
+    const MAX_SIZE_MIB: u64 = 40;
+    const SEGMENT_BYTES: u64 = 4 << 20;
+    let Some(namespace) = namespace() else {
+        println!("cap: SKIPPED, a mount namespace is not permitted here");
+        return;
+    };
+    let (sink, address) = Sink::start().await;
+    sink.fail_every.store(1, Ordering::SeqCst);
+    let bench = bench(&namespace, address.port(), MAX_SIZE_MIB);
+    let client = client();
+    bench.forebay.ready(&client).await;
+    let ledger = Arc::new(Ledger::default());
+    let stop = Arc::new(AtomicBool::new(false));
+    let loading = tokio::spawn(load(
+        client.clone(),
+        bench.url.clone(),
+        20 * SPANS_PER_REQUEST,
+        Arc::clone(&ledger),
+        Arc::clone(&stop),
+    ));
+    let (mut refusal, mut most) = (String::new(), 0);
+    eventually("intake says that it is full", async || {
+        most = most.max(allocated_bytes(&bench.disk()));
+        let (status, body) = bench.ready(&client, "?capacity=1").await;
+        refusal = body;
+        status == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    assert!(refusal.contains("the queue is at its cap"), "{refusal}");
+    most = most.max(allocated_bytes(&bench.disk()));
+    let cap = MAX_SIZE_MIB << 20;
+    assert!(most <= cap + SEGMENT_BYTES, "{most} bytes are allocated, {cap} is the cap");
+    assert!(most >= cap - 2 * SEGMENT_BYTES, "{most} bytes: the run was no run");
+    sink.fail_every.store(0, Ordering::SeqCst);
+    stop.store(true, Ordering::SeqCst);
+    loading.await.expect("no panic");
+    eventually("everything acknowledged is delivered", async || drained(&ledger, &sink).await).await;
+    let log = bench.log();
+    assert_eq!(bench.forebay.stop().await, 0, "{log}");
+    println!("cap: {most} bytes allocated at the most, {cap} is the cap, a segment has {SEGMENT_BYTES}");
 }

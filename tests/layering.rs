@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Left to right; a room may use itself, what stands to its right, and the leaves.
-const ORDER: [&str; 11] =
-    ["main", "cli", "app", "admin", "config", "receivers", "pipeline", "exporters", "dedup", "queue", "storage"];
+const ORDER: [&str; 12] =
+    ["main", "cli", "app", "admin", "config", "receivers", "pipeline", "exporters", "dlq", "dedup", "queue", "storage"];
 const LAST: &str = "otlp";
 const LEAVES: [&str; 2] = ["settings", "telemetry"];
 /// Rooms that must not know of each other although the order would let them.
-const APART: [(&str, &str); 3] = [("exporters", "queue"), ("exporters", "storage"), ("receivers", "storage")];
+const APART: [(&str, &str); 4] =
+    [("exporters", "queue"), ("exporters", "dlq"), ("exporters", "storage"), ("receivers", "storage")];
 
 fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("listed") {

@@ -1,41 +1,28 @@
 //! The control socket in the data directory, through which commands on the same machine reach the running process.
 //!
-//! One line of JSON each way. It has no port and needs no token: who may open the data directory may use it.
+//! It speaks HTTP ([`super::api`]). It has no port and needs no token: who may open the data directory may use it.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "admin.sock";
-const LINE_BYTES_MAX: u64 = 4 << 10;
-/// For one request and its answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What the process can be asked.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
-    /// Tries everything that is set aside now; None: of all queues, of all exporters.
-    Retry { queue: Option<String>, exporter: Option<String> },
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Answer {
-    /// Ranges that were set aside and are due now.
-    pub ranges: u64,
-    /// Why nothing was done.
-    pub error: Option<String>,
-}
+/// A request that does not begin in this time is given up.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Conversations at a time: this is for people.
+const CONNECTIONS_MAX: usize = 16;
 
 /// A path to the socket that fits a socket address however long the data directory's is. Good while `File` is open.
 fn reachable(dir: &Path) -> io::Result<(File, PathBuf)> {
@@ -46,11 +33,7 @@ fn reachable(dir: &Path) -> io::Result<(File, PathBuf)> {
 
 /// Opens the socket and answers in the background until `shutdown`; then it is removed. Call it only while the data
 /// directory is locked: a socket that a killed process left behind is replaced.
-pub fn serve(
-    dir: &Path,
-    answer: impl Fn(Request) -> Answer + Send + Sync + 'static,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
+pub fn serve(dir: &Path, router: Router, shutdown: CancellationToken) -> io::Result<()> {
     let (handle, path) = reachable(dir)?;
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -58,24 +41,32 @@ pub fn serve(
     }
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    let answer = Arc::new(answer);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
-            match accepted {
-                // One at a time: this is for people. A client that hangs is given up.
-                Ok((stream, _)) => match tokio::time::timeout(TIMEOUT, converse(stream, answer.as_ref())).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "a request over the control socket failed"),
-                    Err(_) => tracing::warn!("a request over the control socket took too long"),
-                },
-                Err(error) => {
+            match (accepted, Arc::clone(&places).acquire_owned().await) {
+                (Ok((stream, _)), Ok(place)) => {
+                    let service = TowerToHyperService::new(router.clone());
+                    tokio::spawn(async move {
+                        let serving = http1::Builder::new()
+                            .timer(TokioTimer::new())
+                            .header_read_timeout(HEADER_TIMEOUT)
+                            .serve_connection(TokioIo::new(stream), service);
+                        if let Err(error) = serving.await {
+                            tracing::debug!(%error, "a conversation over the control socket broke off");
+                        }
+                        drop(place);
+                    });
+                }
+                (Err(error), _) => {
                     tracing::warn!(%error, "the control socket failed to accept");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
+                (_, Err(_)) => break,
             }
         }
         if let Err(error) = std::fs::remove_file(&path) {
@@ -86,63 +77,40 @@ pub fn serve(
     Ok(())
 }
 
-async fn converse(mut stream: UnixStream, answer: &(impl Fn(Request) -> Answer + Sync)) -> io::Result<()> {
-    let (reading, mut writing) = stream.split();
-    let mut line = String::new();
-    tokio::io::BufReader::new(reading.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
-    let answered = match serde_json::from_str(&line) {
-        Ok(request) => answer(request),
-        Err(error) => Answer { ranges: 0, error: Some(format!("the request cannot be read: {error}")) },
-    };
-    let mut text = serde_json::to_string(&answered)?;
-    text.push('\n');
-    writing.write_all(text.as_bytes()).await
-}
-
-/// Asks the process that uses the data directory. None: nobody listens there.
-pub fn ask(dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
+/// Connects to the process that uses the data directory. None: nobody listens there.
+pub async fn connect(dir: &Path) -> io::Result<Option<UnixStream>> {
     let (_handle, path) = reachable(dir)?;
-    let mut stream = match StdUnixStream::connect(&path) {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    let mut text = serde_json::to_string(request)?;
-    text.push('\n');
-    stream.write_all(text.as_bytes())?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    Ok(Some(serde_json::from_str(&line)?))
+    match UnixStream::connect(&path).await {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::routing::get;
+    use http_body_util::{BodyExt, Empty};
 
     #[tokio::test]
-    async fn a_request_is_answered_in_a_directory_with_a_long_name_and_nonsense_is_refused() {
+    async fn a_request_is_answered_in_a_directory_with_a_long_name_and_the_socket_goes_at_the_end() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let long = dir.path().join("a".repeat(120));
         std::fs::create_dir(&long).expect("created");
-        let request = Request::Retry { queue: Some("traces".to_owned()), exporter: None };
-        assert_eq!(ask(&long, &request).expect("asked"), None, "nobody listens yet");
-        let expected = request.clone();
-        let answer = move |asked: Request| Answer { ranges: u64::from(asked == expected), error: None };
+        assert!(connect(&long).await.expect("asked").is_none(), "nobody listens yet");
         let shutdown = CancellationToken::new();
-        serve(&long, answer, shutdown.clone()).expect("serves");
-        let asking = long.clone();
-        let answered = tokio::task::spawn_blocking(move || ask(&asking, &request)).await.expect("no panic");
-        assert_eq!(answered.expect("asked"), Some(Answer { ranges: 1, error: None }));
-        let (_handle, path) = reachable(&long).expect("reachable");
-        let mut stream = UnixStream::connect(path).await.expect("connected");
-        stream.write_all(b"nonsense\n").await.expect("sent");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.expect("answered");
-        assert!(text.contains("cannot be read"), "{text}");
+        let router = Router::new().route("/word", get(|| async { "heard" }));
+        serve(&long, router, shutdown.clone()).expect("serves");
+        let mode = std::fs::metadata(long.join(NAME)).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let stream = connect(&long).await.expect("asked").expect("listens");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("connected");
+        tokio::spawn(connection);
+        let request = http::Request::get("/word").header("host", "forebay").body(Empty::<bytes::Bytes>::new());
+        let answer = sender.send_request(request.expect("a request")).await.expect("answered");
+        assert_eq!(answer.into_body().collect().await.expect("a body").to_bytes(), "heard");
         shutdown.cancel();
         while long.join(NAME).exists() {
             tokio::task::yield_now().await;

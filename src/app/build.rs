@@ -10,9 +10,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{ExporterPlan, Plan, StartAt as PlannedStart};
 use crate::dedup::Dedup;
+use crate::dlq::DeadLetters;
 use crate::exporters::Context;
 use crate::otlp::Signal;
-use crate::pipeline::{self, BatchPolicy, Destination, Drain, RetryPolicy};
+use crate::pipeline::{self, BatchPolicy, Destination, Drain, Parking, Policy, RetryPolicy};
 use crate::queue::{Giver, Router, Subscription};
 use crate::receivers::otlp::Bound;
 use crate::settings::{OnFull, Sizer};
@@ -54,6 +55,7 @@ pub fn build(
     plan: &Plan,
     data_dir: &Path,
     store: &Store,
+    dead_letters: &Arc<DeadLetters>,
     memory: &Memory,
     drain: &Drain,
     deliveries: &TaskTracker,
@@ -77,10 +79,13 @@ pub fn build(
         let destination = Destination::new(
             &exporter.id,
             built,
-            retry_policy(exporter),
-            batch_policy(exporter),
-            exporter.sending_queue.num_consumers,
-            memory.delivery_bytes,
+            Policy {
+                retry: retry_policy(exporter),
+                batch: batch_policy(exporter),
+                consumers: exporter.sending_queue.num_consumers,
+                memory_bytes: memory.delivery_bytes,
+                parking: Some(Parking { letters: Arc::clone(dead_letters), keeps_partial: exporter.parks_partial }),
+            },
             Arc::new(ExporterMeter(ExporterMetrics::new(&exporter.id))),
         );
         destinations.insert(&exporter.id, (exporter, destination));

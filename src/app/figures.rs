@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 use crate::dedup::Dedup;
+use crate::dlq::DeadLetters;
 use crate::queue::Budget;
 use crate::storage::Store;
 use crate::storage::log::Status;
@@ -24,6 +25,7 @@ struct Sources {
     budget: Budget,
     observed: Vec<Observed>,
     dedup: Option<Arc<Dedup>>,
+    dead_letters: Arc<DeadLetters>,
     growth: Growth,
     /// By queue and cursor: the oldest record that is not settled, and when it was received (ns since 1970).
     oldest: HashMap<(String, String), (u64, u64)>,
@@ -33,9 +35,16 @@ struct Sources {
 pub struct Figures(Arc<Mutex<Option<Sources>>>);
 
 impl Figures {
-    pub fn set(&self, store: Arc<Store>, budget: Budget, observed: Vec<Observed>, dedup: Option<Arc<Dedup>>) {
+    pub fn set(
+        &self,
+        store: Arc<Store>,
+        budget: Budget,
+        observed: Vec<Observed>,
+        dead_letters: Arc<DeadLetters>,
+        dedup: Option<Arc<Dedup>>,
+    ) {
         let (growth, oldest) = (Growth::default(), HashMap::new());
-        *self.0.lock() = Some(Sources { store, budget, observed, dedup, growth, oldest });
+        *self.0.lock() = Some(Sources { store, budget, observed, dead_letters, dedup, growth, oldest });
     }
 
     /// May read the disk.
@@ -55,6 +64,8 @@ impl Sources {
         let (allocated, capacity) = (self.store.space().allocated_bytes(), self.store.space().max_bytes());
         let time_to_full = self.growth.time_to(Instant::now(), waiting, capacity.saturating_sub(allocated));
         telemetry::storage_space(allocated, capacity, time_to_full);
+        let letters = self.dead_letters.log().status();
+        telemetry::dead_letters("parked", letters.letters, letters.items, letters.allocated_bytes, letters.max_bytes);
         telemetry::memory(self.budget.used_bytes(), self.budget.limit_bytes());
         if let Some(dedup) = &self.dedup {
             telemetry::dedup_disk(dedup.disk_bytes());

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::admin::control::{Answer, Request};
+use crate::admin::api::RetryRequest;
 use crate::dedup::Dedup;
 use crate::otlp::Signal;
 use crate::pipeline::{Destination, Meter};
@@ -66,6 +66,12 @@ impl Meter for ExporterMeter {
     fn failed(&self, _exporter: &str, signal: Signal, items: u64) {
         self.0.send_failed(signal as usize - 1, items);
     }
+    fn dead_lettered(&self, _exporter: &str, signal: Signal, items: u64, reason: &'static str) {
+        self.0.dead_lettered(signal as usize - 1, items, reason);
+    }
+    fn dropped(&self, _exporter: &str, signal: Signal, items: u64, reason: &'static str) {
+        self.0.dropped(signal as usize - 1, items, reason);
+    }
     fn held(&self, _exporter: &str, signal: Signal, items: u64) {
         self.0.held(signal as usize - 1, items);
     }
@@ -82,10 +88,10 @@ pub struct Observed {
     pub destination: Arc<Destination>,
 }
 
-/// What the control socket is answered.
-pub fn answer_control(observed: &[Observed]) -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+/// Makes what is set aside due now, as the admin API is asked to.
+pub fn answer_retry(observed: &[Observed]) -> impl Fn(&RetryRequest) -> Result<u64, String> + Send + Sync + 'static {
     let subscriptions: Vec<Arc<Subscription>> = observed.iter().map(|one| Arc::clone(&one.subscription)).collect();
-    move |Request::Retry { queue, exporter }| {
+    move |RetryRequest { queue, exporter }| {
         let wanted = |subscription: &&Arc<Subscription>| {
             queue.as_deref().is_none_or(|queue| queue == subscription.queue())
                 && exporter.as_deref().is_none_or(|exporter| exporter == subscription.cursor())
@@ -94,17 +100,11 @@ pub fn answer_control(observed: &[Observed]) -> impl Fn(Request) -> Answer + Sen
         if found.peek().is_none() {
             let known: Vec<String> =
                 subscriptions.iter().map(|one| format!("{} in {}", one.cursor(), one.queue())).collect();
-            let error = format!("no exporter of a queue has that name; there are: {}", known.join(", "));
-            return Answer { ranges: 0, error: Some(error) };
+            return Err(format!("no exporter of a queue has that name; there are: {}", known.join(", ")));
         }
         let ranges = found.map(|subscription| subscription.retry_held()).sum();
-        tracing::info!(
-            ranges,
-            ?queue,
-            ?exporter,
-            "what was set aside is tried again, as asked over the control socket"
-        );
-        Answer { ranges, error: None }
+        tracing::info!(ranges, ?queue, ?exporter, "what was set aside is tried again, as asked over the admin API");
+        Ok(ranges)
     }
 }
 
@@ -143,6 +143,9 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
             data_dir = %data_dir.display(), kind,
             "the data directory is on {kind}: what it promises is what that volume promises"
         ),
+    }
+    if report.format_was_damaged {
+        tracing::error!(data_dir = %data_dir.display(), "the FORMAT file was damaged; the segments are of this format, and it was written anew");
     }
     for note in &report.notes {
         tracing::warn!(%note, "the catalogue was rebuilt from the segments; nothing is lost, some data may be sent twice");

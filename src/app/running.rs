@@ -6,11 +6,12 @@ use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::build;
 use super::limits::Memory;
 use super::observe::Observed;
+use super::{build, letters};
 use crate::config::{Plan, ShutdownPlan};
 use crate::dedup::Dedup;
+use crate::dlq::DeadLetters;
 use crate::pipeline::Drain;
 use crate::queue::{Budget, Overflow};
 use crate::receivers::otlp::Bound;
@@ -20,6 +21,7 @@ pub struct Running {
     pub budget: Budget,
     pub subscriptions: Vec<Observed>,
     pub dedup: Option<Arc<Dedup>>,
+    pub dead_letters: Arc<DeadLetters>,
     pub leaves_machine: bool,
     pub local_paths: Vec<PathBuf>,
     receivers_end: CancellationToken,
@@ -41,7 +43,8 @@ impl Running {
     ) -> Result<Running, super::Error> {
         let drain = Drain::default();
         let deliveries = TaskTracker::new();
-        let built = build::build(plan, data_dir, store, memory, &drain, &deliveries)?;
+        let dead_letters = letters::open(plan, store)?;
+        let built = build::build(plan, data_dir, store, &dead_letters, memory, &drain, &deliveries)?;
         if let Some(dedup) = &built.dedup {
             // From now on storage can tell what is gone; nobody else sets it.
             let _ = seen_before.set(Arc::clone(dedup));
@@ -61,6 +64,7 @@ impl Running {
             budget,
             subscriptions: built.subscriptions,
             dedup: built.dedup,
+            dead_letters,
             leaves_machine: built.leaves_machine,
             local_paths: built.local_paths,
             receivers_end,

@@ -1,5 +1,6 @@
 //! The command line as it is written.
 
+use super::dlq::DlqCommand;
 use super::queue::QueueCommand;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -36,6 +37,11 @@ pub enum Command {
         #[command(subcommand)]
         command: QueueCommand,
     },
+    /// Look at dead letters, repair them, send them again or end them; also while forebay runs
+    Dlq {
+        #[command(subcommand)]
+        command: DlqCommand,
+    },
     /// Ask a running forebay whether it is alive
     Healthcheck {
         /// Where its health endpoint is
@@ -53,6 +59,7 @@ impl Command {
             Command::Components => "components",
             Command::Version => "version",
             Command::Queue { .. } => "queue",
+            Command::Dlq { .. } => "dlq",
             Command::Healthcheck { .. } => "healthcheck",
         }
     }

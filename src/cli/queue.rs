@@ -9,8 +9,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::{Failure, output};
-use crate::admin::control::{self, Request};
+use super::arguments::RunArguments;
+use super::{Failure, ask, output};
+use crate::admin::api::{Retried, RetryRequest};
 use crate::config::Plan;
 use crate::storage::log::{Lost, Observer};
 use crate::storage::store::OpenReport;
@@ -31,15 +32,15 @@ pub fn run(command: QueueCommand) -> Result<(), Failure> {
 }
 
 /// The data directory as a start would find it, and the plan where a configuration is named.
-fn resolve(place: &Place) -> Result<(PathBuf, Option<Plan>), Failure> {
-    let plan = if place.run.config.config.is_empty() { None } else { Some(super::load(&place.run.config)?) };
+fn resolve(run: &RunArguments) -> Result<(PathBuf, Option<Plan>), Failure> {
+    let plan = if run.config.config.is_empty() { None } else { Some(super::load(&run.config)?) };
     let setting = plan.as_ref().and_then(|plan| plan.data_dir.as_ref());
-    let dir = super::data_dir(place.run.data_dir.as_deref(), setting)?;
+    let dir = super::data_dir(run.data_dir.as_deref(), setting)?;
     Ok((dir, plan))
 }
 
-fn existing(place: &Place) -> Result<(PathBuf, Option<Plan>), Failure> {
-    let (dir, plan) = resolve(place)?;
+pub(super) fn existing(run: &RunArguments) -> Result<(PathBuf, Option<Plan>), Failure> {
+    let (dir, plan) = resolve(run)?;
     if !dir.join("FORMAT").is_file() {
         return Err(Failure::Other(format!(
             "{} is no data directory: there is no FORMAT file in it\n  help: name the right one with --data-dir",
@@ -49,7 +50,7 @@ fn existing(place: &Place) -> Result<(PathBuf, Option<Plan>), Failure> {
     Ok((dir, plan))
 }
 
-fn failed(error: &StoreError) -> Failure {
+pub(super) fn failed(error: &StoreError) -> Failure {
     match error {
         StoreError::InUse { path, pid } => Failure::Other(format!(
             "{} is in use by process {pid}: stop it first; inspect, verify and retry work while it runs",
@@ -59,13 +60,13 @@ fn failed(error: &StoreError) -> Failure {
     }
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Other(error.to_string()))?;
     output::print(&format!("{text}\n"))
 }
 
 fn look(place: &Place, depth: Depth) -> Result<(), Failure> {
-    let (dir, _) = existing(place)?;
+    let (dir, _) = existing(&place.run)?;
     let found = survey(&dir, depth).map_err(|error| failed(&error))?;
     if place.json {
         print_json(&found)?
@@ -94,7 +95,7 @@ impl Observer for Notes {
 }
 
 fn repair(place: &Place) -> Result<(), Failure> {
-    let (dir, _) = existing(place)?;
+    let (dir, _) = existing(&place.run)?;
     let notes = Arc::new(Notes::default());
     let (store, report) = Store::repair(Arc::new(RealDisk), &dir, Arc::clone(&notes) as Arc<dyn Observer>)
         .map_err(|error| failed(&error))?;
@@ -126,7 +127,7 @@ struct Forgotten {
 }
 
 fn forget(command: &Forget) -> Result<(), Failure> {
-    let (dir, plan) = existing(&command.place)?;
+    let (dir, plan) = existing(&command.place.run)?;
     if let Some(plan) = &plan {
         refuse_configured(command, plan)?;
     }
@@ -181,22 +182,24 @@ fn refuse_configured(command: &Forget, plan: &Plan) -> Result<(), Failure> {
 
 /// What `retry` brought.
 #[derive(Serialize)]
-struct Retried {
+struct RetryReport {
     running: bool,
     ranges: u64,
 }
 
 fn retry(command: &Retry) -> Result<(), Failure> {
-    let (dir, _) = existing(&command.place)?;
-    let request = Request::Retry { queue: command.queue.clone(), exporter: command.exporter.clone() };
-    let answer = control::ask(&dir, &request)
-        .map_err(|error| Failure::Other(format!("failed to ask the process of {}: {error}", dir.display())))?;
-    if let Some(error) = answer.as_ref().and_then(|answer| answer.error.clone()) {
-        return Err(Failure::Other(error));
-    }
+    let (dir, _) = existing(&command.place.run)?;
+    let request = RetryRequest { queue: command.queue.clone(), exporter: command.exporter.clone() };
+    let body = serde_json::to_vec(&request).map_err(|error| Failure::Other(error.to_string()))?;
+    let answer: Option<Retried> = ask::block_on(async {
+        match ask::process(&dir).await? {
+            Some(mut way) => way.json(http::Method::POST, "/api/v1/queue/retry", body).await.map(Some),
+            None => Ok(None),
+        }
+    })?;
     let ranges = answer.as_ref().map_or(0, |answer| answer.ranges);
     if command.place.json {
-        return print_json(&Retried { running: answer.is_some(), ranges });
+        return print_json(&RetryReport { running: answer.is_some(), ranges });
     }
     output::print(&match answer {
         Some(_) => format!("{ranges} ranges that were set aside are tried again now\n"),

@@ -18,6 +18,7 @@ pub struct Plan {
     pub exporters: Vec<ExporterPlan>,
     pub queue: QueuePlan,
     pub dedup: DedupPlan,
+    pub dead_letters: DeadLettersPlan,
     pub shutdown: ShutdownPlan,
     /// None: half of the cgroup's limit.
     pub memory_limit_bytes: Option<u64>,
@@ -97,6 +98,8 @@ pub struct ExporterPlan {
     /// None: the exporter kind's default.
     pub max_request_bytes: Option<u64>,
     pub status_policy: StatusPolicy,
+    /// Whether a copy is parked of what was taken only in part.
+    pub parks_partial: bool,
 }
 
 /// Where an exporter that has no cursor yet begins in an existing queue.
@@ -113,6 +116,20 @@ pub struct QueuePlan {
     pub max_size_bytes: Option<u64>,
     /// Of exporters that say nothing themselves.
     pub on_full: OnFull,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLettersPlan {
+    /// Beside `queue.max_size`.
+    pub max_size_bytes: u64,
+    /// At the cap letters are dropped, and counted; otherwise their records are held.
+    pub drops: bool,
+}
+
+impl Default for DeadLettersPlan {
+    fn default() -> DeadLettersPlan {
+        DeadLettersPlan { max_size_bytes: 1 << 30, drops: false }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

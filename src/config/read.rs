@@ -82,6 +82,7 @@ fn resolve(mut written: Written, problems: &mut Problems) -> Plan {
         dedup: written.forebay.dedup,
         shutdown: written.forebay.shutdown,
         memory_limit_bytes,
+        dead_letters: written.forebay.dead_letters,
         max_syncs_per_second: written.forebay.max_syncs_per_second,
         telemetry: written.service.telemetry,
         health: extensions.health,

@@ -142,14 +142,14 @@ fn references_must_exist_and_pipelines_must_have_both_ends() {
 #[test]
 fn keys_of_later_versions_and_of_the_collector_are_named_as_such() {
     let errors = errors_over_base(
-        "connectors:\n  forward:\nforebay:\n  dead_letters:\n    max_age: 10m\nservice:\n  telemetry:\n    traces:\n",
+        "connectors:\n  forward:\nforebay:\n  admin:\n    token: x\nservice:\n  telemetry:\n    traces:\n",
     );
     assert_eq!(
         errors,
         [
             "error: c.yaml:2:3: connectors: known to the OpenTelemetry Collector, not supported here: connectors",
             "error: c.yaml:8:5: service.telemetry.traces: known to the OpenTelemetry Collector, not supported here: traces\n  help: remove the key",
-            "error: c.yaml:5:5: forebay.dead_letters: not supported yet by this version; remove the key",
+            "error: c.yaml:5:5: forebay.admin: not supported yet by this version; remove the key",
         ]
     );
 }

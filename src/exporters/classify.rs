@@ -72,6 +72,11 @@ impl StatusPolicy {
     }
 }
 
+/// The name of a gRPC status code.
+pub fn grpc_name(code: i32) -> Option<&'static str> {
+    usize::try_from(code).ok().and_then(|code| GRPC_NAMES.get(code).copied())
+}
+
 fn grpc_code(key: &str) -> Option<i32> {
     let by_name = GRPC_NAMES.iter().position(|name| *name == key).and_then(|code| i32::try_from(code).ok());
     by_name.or_else(|| key.parse().ok()).filter(|code| (1..=16).contains(code))
@@ -115,7 +120,7 @@ fn http(status: u16) -> (Class, bool) {
         // A redirect is never followed: the endpoint is configured wrongly.
         300..=399 => (Class::Destination, false),
         // Who we are, what we pay, where we send it, how slow the way is, and what the law says: not this batch.
-        401..=405 | 407 | 408 | 451 | 500 | 505..=599 => (Class::Destination, false),
+        401..=405 | 407 | 408 | 410 | 421 | 451 | 500 | 505..=599 => (Class::Destination, false),
         // Any other client error: about this request.
         400..=499 => (Class::Batch, false),
         _ => (Class::Destination, false),
@@ -162,7 +167,7 @@ mod tests {
             let expected = match status {
                 429 | 502 | 503 | 504 => Class::Retryable,
                 400 | 413 | 415 | 422 | 501 => Class::Batch,
-                401..=405 | 407 | 408 | 451 | 500 => Class::Destination,
+                401..=405 | 407 | 408 | 410 | 421 | 451 | 500 => Class::Destination,
                 300..=399 | 505..=599 => Class::Destination,
                 406..=499 => Class::Batch,
                 _ => Class::Destination,

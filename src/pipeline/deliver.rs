@@ -7,14 +7,18 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::exporters::{Class, Failure, Outcome};
+use crate::dlq::Reason;
+use crate::exporters::{Batch, Class, Failure, Outcome};
 use crate::otlp::Signal;
 use crate::queue::{Lease, Settled, Subscription};
 
+use super::clock::Pass;
+use super::isolate::{Isolation, Refusal};
+use super::parking::{Envelope, unix_now_ms};
 use super::{Destination, batch};
 
-/// A batch that fails retryably this often while others pass is set aside.
-const ATTEMPTS_WHILE_OTHERS_PASS_MAX: u32 = 5;
+/// A batch that fails retryably this often while others pass is split, or set aside when it is one item.
+const STUMBLES_MAX: u32 = 5;
 /// Errors of one destination are logged this often at the most; the count is in the metrics.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -26,13 +30,15 @@ pub(super) struct Delivery {
 
 /// A lease with its place among the requests in flight.
 pub(super) struct Leased {
-    signal: Signal,
-    destination: Arc<Destination>,
-    lease: Lease,
+    pub signal: Signal,
+    pub destination: Arc<Destination>,
+    pub lease: Lease,
     /// The bytes that the batch may hold; given back while the destination is waited for.
     memory: Option<OwnedSemaphorePermit>,
+    /// Inflated bytes of all its records.
+    bytes: u64,
     _slot: OwnedSemaphorePermit,
-    draining: CancellationToken,
+    pub draining: CancellationToken,
 }
 
 impl Delivery {
@@ -64,6 +70,7 @@ impl Delivery {
         let excess = most.saturating_sub(memory_share(raw_bytes(&lease), &self.destination));
         drop(memory.split(excess as usize));
         Ok(Some(Leased {
+            bytes: raw_bytes(&lease),
             signal,
             destination: Arc::clone(&self.destination),
             lease,
@@ -113,15 +120,45 @@ fn oldest(lease: &Lease) -> Instant {
     Instant::now().checked_sub(age).unwrap_or_else(Instant::now)
 }
 
+/// Failures of one batch, or part of one, between which the destination took something else.
+#[derive(Debug, Default)]
+pub(super) struct Stumbles {
+    count: u32,
+    last: Option<Instant>,
+}
+
+impl Stumbles {
+    /// Whether it fails while others pass, time and again.
+    pub fn failed(&mut self, destination: &Destination) -> bool {
+        let accepted_at = *destination.accepted_at.lock();
+        if self.last.is_none_or(|last| accepted_at.is_some_and(|at| at > last)) {
+            self.count += 1;
+        }
+        self.last = Some(Instant::now());
+        self.count >= STUMBLES_MAX
+    }
+}
+
+/// What came of one request.
+pub(super) enum Answer {
+    /// The destination has it, or what it wanted of it.
+    Taken,
+    /// It refused the content.
+    Refused(Failure),
+    /// It, or the way to it, is ill.
+    Failed(Failure),
+}
+
 impl Leased {
     pub async fn run(mut self) {
         let destination = Arc::clone(&self.destination);
-        let bytes = raw_bytes(&self.lease);
+        let bytes = self.bytes;
         let first_attempt = Instant::now();
-        let mut attempts_while_open = 0;
+        let first_attempt_unix_ms = unix_now_ms();
+        let mut attempts = 0;
+        let mut stumbles = Stumbles::default();
         loop {
-            let was_open = destination.clock.is_open();
-            if !was_open {
+            if !destination.clock.is_open() {
                 self.lease.shed();
                 self.memory = None;
             }
@@ -163,81 +200,193 @@ impl Leased {
                     return self.hold(items, error.to_string());
                 }
             };
+            let envelope = self.envelope(&request, first_attempt_unix_ms);
+            if items > 1 && request.payload.len() as u64 > destination.request_bytes_max() {
+                // One record, larger than the destination takes: it goes in parts from the beginning.
+                drop(pass);
+                return Isolation::new(self, request, envelope).await.run().await;
+            }
             // The request has the bytes now.
             self.lease.shed();
-            destination.meter.in_flight(&destination.id, self.signal, 1);
-            let outcome = destination.exporter.export(request).await;
-            destination.meter.in_flight(&destination.id, self.signal, -1);
+            attempts += 1;
+            let answer = self.export(request, pass, &envelope).await;
             self.memory = None;
-            let failure = match outcome {
-                Outcome::Delivered => {
-                    pass.succeeded();
-                    destination.meter.sent(&destination.id, self.signal, items);
-                    *destination.last_error.lock() = None;
-                    return self.lease.settle(Settled::by_delivery());
-                }
-                Outcome::Partial { rejected_items, message } => {
-                    pass.succeeded();
-                    let rejected = rejected_items.min(items);
-                    destination.meter.sent(&destination.id, self.signal, items - rejected);
-                    destination.meter.rejected(&destination.id, self.signal, rejected);
-                    tracing::warn!(
-                        exporter = %destination.id, rejected_items = rejected, %message,
-                        "the destination took a batch but rejected items in it"
-                    );
-                    *destination.last_error.lock() = Some(message);
-                    return self.lease.settle(Settled::by_delivery());
-                }
-                Outcome::Failed(failure) => failure,
+            let failure = match answer {
+                Answer::Taken => return self.lease.settle(Settled::by_delivery()),
+                Answer::Refused(failure) => return self.refused(envelope, items, attempts, failure).await,
+                Answer::Failed(failure) => failure,
             };
             self.lease.unclaim();
-            destination.meter.failed(&destination.id, self.signal, items);
-            *destination.last_error.lock() = Some(failure.message.clone());
-            if failure.class == Class::Batch {
-                // An answer about the batch is the answer of a destination that is well.
+            let expired =
+                !destination.max_elapsed_time.is_zero() && first_attempt.elapsed() >= destination.max_elapsed_time;
+            if expired || !destination.retry_enabled {
+                let reason = if expired { Reason::Expired } else { Reason::RetryDisabled };
+                return self.park_all(envelope, items, attempts, reason, failure).await;
+            }
+            if stumbles.failed(&destination) {
+                return self.isolate(envelope, items, attempts, Refusal::Stubborn, failure).await;
+            }
+        }
+    }
+
+    /// Sends one request on its pass and counts what comes of it.
+    pub(super) async fn export(&self, request: Batch, pass: Pass<'_>, envelope: &Envelope) -> Answer {
+        let destination = &self.destination;
+        let (signal, items) = (request.signal, request.items);
+        let keeps_partial = destination.parking.as_ref().is_some_and(|parking| parking.keeps_partial);
+        let copy = keeps_partial.then(|| request.payload.clone());
+        destination.meter.in_flight(&destination.id, signal, 1);
+        let outcome = destination.exporter.export(request).await;
+        destination.meter.in_flight(&destination.id, signal, -1);
+        let failure = match outcome {
+            Outcome::Delivered => {
                 pass.succeeded();
-                return self.refused(items, bytes, failure);
+                destination.accepted();
+                destination.meter.sent(&destination.id, signal, items);
+                *destination.last_error.lock() = None;
+                return Answer::Taken;
             }
-            let delay = pass.failed(failure.retry_after);
-            log_failure(&destination.id, &failure, delay);
-            if was_open {
-                attempts_while_open += 1;
+            Outcome::Partial { rejected_items, message } => {
+                pass.succeeded();
+                destination.accepted();
+                let rejected = rejected_items.min(items);
+                destination.meter.sent(&destination.id, signal, items - rejected);
+                destination.meter.rejected(&destination.id, signal, rejected);
+                tracing::warn!(
+                    exporter = %destination.id, rejected_items = rejected, %message,
+                    "the destination took a batch but rejected items in it"
+                );
+                if let Some(copy) = copy.filter(|_| rejected > 0) {
+                    let failure = Failure {
+                        class: Class::Batch,
+                        status: None,
+                        retry_after: None,
+                        too_large: false,
+                        message: format!("{rejected} of {items} items rejected: {message}"),
+                    };
+                    let payload = copy.into_bytes();
+                    let letter = envelope.letter(&destination.id, Reason::Ambiguous, &failure, 1, items, payload);
+                    // It was taken and is never sent again: without room for the copy the message must do.
+                    let _copied = destination.park(vec![letter]).await;
+                }
+                *destination.last_error.lock() = Some(message);
+                return Answer::Taken;
             }
-            let elapsed = first_attempt.elapsed();
-            let expired = !destination.max_elapsed_time.is_zero() && elapsed >= destination.max_elapsed_time;
-            if expired || !destination.retry_enabled || attempts_while_open >= ATTEMPTS_WHILE_OTHERS_PASS_MAX {
-                return self.hold(items, failure.message);
-            }
+            Outcome::Failed(failure) => failure,
+        };
+        destination.meter.failed(&destination.id, signal, items);
+        *destination.last_error.lock() = Some(failure.message.clone());
+        if failure.class == Class::Batch {
+            // An answer about the batch is the answer of a destination that is well.
+            pass.succeeded();
+            destination.refused();
+            return Answer::Refused(failure);
+        }
+        let delay = pass.failed(failure.retry_after);
+        log_failure(&destination.id, &failure, delay);
+        Answer::Failed(failure)
+    }
+
+    fn envelope(&self, request: &Batch, first_attempt_unix_ms: u64) -> Envelope {
+        Envelope {
+            signal: self.signal,
+            queue: self.lease.queue().to_owned(),
+            metadata: request.metadata.clone(),
+            received_unix_ns: self.lease.records().first().map_or(0, |record| record.received_unix_ns),
+            first_attempt_unix_ms,
         }
     }
 
-    fn refused(self, items: u64, bytes: u64, failure: Failure) {
+    async fn refused(self, envelope: Envelope, items: u64, attempts: u32, failure: Failure) {
+        let bytes = self.bytes;
         let several = self.lease.covers().end - self.lease.covers().start > 1;
-        if failure.too_large && several {
-            tracing::warn!(
-                exporter = %self.destination.id, bytes, message = %failure.message,
-                "a batch is too large for the destination; smaller ones from now on"
-            );
-            self.destination.learn_too_large(bytes);
-            // Dropped: its records come again in smaller leases.
-            return;
+        if failure.too_large {
+            if items > 1 {
+                tracing::warn!(
+                    exporter = %self.destination.id, bytes, message = %failure.message,
+                    "a batch is too large for the destination; smaller ones from now on"
+                );
+                self.destination.learn_too_large(bytes);
+            }
+            if several {
+                // Dropped: its records come again in smaller leases.
+                return;
+            }
         }
-        self.hold(items, failure.message);
+        self.isolate(envelope, items, attempts, Refusal::Permanent, failure).await;
     }
 
-    fn hold(self, items: u64, reason: String) {
+    /// Finds what in a refused batch is refused, and delivers the rest.
+    async fn isolate(mut self, envelope: Envelope, items: u64, attempts: u32, refusal: Refusal, failure: Failure) {
+        if self.destination.refuses_everything() {
+            return self.hold(items, format!("the destination refuses everything: {}", failure.message));
+        }
+        if let Err(error) = self.reload_and_claim().await {
+            tracing::error!(exporter = %self.destination.id, %error, "failed to read a refused batch again");
+            return self.hold(items, failure.message);
+        }
+        match batch::build(self.signal, self.lease.records()).await {
+            Ok(request) => {
+                let mut isolation = Isolation::new(self, request, envelope).await;
+                isolation.begin_refused(attempts, refusal, failure);
+                isolation.run().await;
+            }
+            Err(error) => self.hold(items, error.to_string()),
+        }
+    }
+
+    async fn reload_and_claim(&mut self) -> std::io::Result<()> {
+        if self.memory.is_none() {
+            let share = memory_share(self.bytes, &self.destination);
+            self.memory = Arc::clone(&self.destination.memory).acquire_many_owned(share).await.ok();
+        }
+        if self.lease.records().is_empty() {
+            self.lease.reload().await?;
+        }
+        self.lease.claim().await.map(drop)
+    }
+
+    /// Parks the whole batch, record by record.
+    async fn park_all(mut self, envelope: Envelope, items: u64, attempts: u32, reason: Reason, failure: Failure) {
+        if let Err(error) = self.reload_and_claim().await {
+            tracing::error!(exporter = %self.destination.id, %error, "failed to read a failed batch again");
+            return self.hold(items, failure.message);
+        }
+        let mut letters = Vec::new();
+        for record in self.lease.records() {
+            match batch::build(self.signal, std::slice::from_ref(record)).await {
+                Ok(request) => {
+                    let envelope = Envelope { received_unix_ns: record.received_unix_ns, ..envelope.clone() };
+                    let payload = request.payload.into_bytes();
+                    let id = &self.destination.id;
+                    letters.push(envelope.letter(id, reason, &failure, attempts, request.items, payload));
+                }
+                Err(error) => return self.hold(items, error.to_string()),
+            }
+        }
+        match self.destination.park(letters).await {
+            Some(durable) => self.lease.settle(Settled::by_dead_letters(durable)),
+            None => self.hold(items, failure.message),
+        }
+    }
+
+    pub(super) fn hold(self, items: u64, reason: String) {
+        self.log_held(items, &reason);
+        self.lease.hold(reason);
+    }
+
+    pub(super) fn log_held(&self, items: u64, reason: &str) {
         tracing::error!(
             exporter = %self.destination.id, items, sequences = ?self.lease.covers(), %reason,
             "a batch was refused and is set aside; later ones go on. It is kept and tried again every {} s and at restart",
             crate::queue::subscription::HELD_RETRY_AFTER.as_secs()
         );
         self.destination.meter.held(&self.destination.id, self.signal, items);
-        self.lease.hold(reason);
     }
 }
 
 /// Resolves when the process is stopping and the destination is in backoff: nobody waits for it then.
-async fn hopeless(draining: &CancellationToken, destination: &Destination) {
+pub(super) async fn hopeless(draining: &CancellationToken, destination: &Destination) {
     draining.cancelled().await;
     while !destination.clock.is_waiting() {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -17,6 +17,8 @@ use crate::queue::{Accepted, Budget, Intake, Offer, Router};
 use crate::storage::log::Observer;
 use crate::storage::{Log, NewRecord, Options, RealDisk, StartAt, Store};
 
+mod isolate;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Unobserved;
@@ -56,7 +58,7 @@ fn scripted(script: impl Fn(&Batch, usize) -> Outcome + Send + Sync + 'static) -
         script: Box::new(script),
         seen: Mutex::default(),
         taken: Mutex::default(),
-        max_request_bytes: 1 << 20,
+        max_request_bytes: 16 << 20,
     })
 }
 
@@ -105,7 +107,8 @@ fn destination(exporter: &Arc<Scripted>, consumers: usize) -> Arc<Destination> {
     };
     let batch = BatchPolicy { min_items: 1, max_items: 4, flush_timeout: Duration::ZERO };
     let exporter: Arc<dyn Exporter> = Arc::clone(exporter) as _;
-    Destination::new("x", exporter, retry, batch, consumers, 4 << 20, Arc::new(Unobserved))
+    let policy = Policy { retry, batch, consumers, memory_bytes: 4 << 20, parking: None };
+    Destination::new("x", exporter, policy, Arc::new(Unobserved))
 }
 
 /// Delivers until everything is settled or `until` holds.
@@ -118,7 +121,9 @@ async fn deliver(log: &Arc<Log>, destination: &Arc<Destination>, until: impl Fn(
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, done).await.expect("delivered in time");
+    if tokio::time::timeout(PATIENCE, done).await.is_err() {
+        panic!("not delivered in time: settled {}, {:?}", settled(log), subscription.status());
+    }
     stop.abort.cancel();
     running.await.expect("no panic");
     subscription
@@ -217,7 +222,9 @@ async fn a_small_batch_waits_for_more_up_to_the_flush_timeout() {
     let exporter = scripted(|_, _| Outcome::Delivered);
     let shared: Arc<dyn Exporter> = Arc::clone(&exporter) as _;
     let batch = BatchPolicy { min_items: 10, max_items: 0, flush_timeout: Duration::from_secs(3600) };
-    let destination = Destination::new("x", shared, RetryPolicy::default(), batch, 1, 4 << 20, Arc::new(Unobserved));
+    let retry = RetryPolicy::default();
+    let policy = Policy { retry, batch, consumers: 1, memory_bytes: 4 << 20, parking: None };
+    let destination = Destination::new("x", shared, policy, Arc::new(Unobserved));
     let _receipt = put(&router, vec![0]).await;
     let feeding = async {
         for n in 1..10u8 {
@@ -259,7 +266,9 @@ async fn put_at(log: &Log, received_unix_ns: u64) {
 fn aged(exporter: &Arc<Scripted>, flush_timeout: Duration) -> Arc<Destination> {
     let batch = BatchPolicy { min_items: 1000, max_items: 0, flush_timeout };
     let exporter: Arc<dyn Exporter> = Arc::clone(exporter) as _;
-    Destination::new("x", exporter, RetryPolicy::default(), batch, 1, 4 << 20, Arc::new(Unobserved))
+    let retry = RetryPolicy::default();
+    let policy = Policy { retry, batch, consumers: 1, memory_bytes: 4 << 20, parking: None };
+    Destination::new("x", exporter, policy, Arc::new(Unobserved))
 }
 
 #[tokio::test]

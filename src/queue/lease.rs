@@ -1,5 +1,6 @@
 //! Records on their way to a destination.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -92,6 +93,11 @@ impl Lease {
         &self.records
     }
 
+    /// The queue that they lie in.
+    pub fn queue(&self) -> &str {
+        self.subscription.queue()
+    }
+
     /// Sequences that this lease answers for.
     pub fn covers(&self) -> Range<u64> {
         self.covers.clone()
@@ -162,6 +168,32 @@ impl Lease {
     pub fn settle(mut self, _settled: Settled) {
         self.open = false;
         self.subscription.log.settle_weighed(&self.subscription.cursor, self.covers.clone(), self.weight);
+        self.finish();
+    }
+
+    /// Settles all records but those with the sequences in `held`, which are set aside one by one.
+    pub fn settle_except(mut self, settled: Settled, held: &BTreeSet<u64>, reason: &str) {
+        if held.is_empty() {
+            return self.settle(settled);
+        }
+        self.open = false;
+        let Lease { subscription, covers, records, .. } = &self;
+        let settle = |range: Range<u64>| {
+            let inside: Vec<_> = records.iter().filter(|record| range.contains(&record.sequence)).collect();
+            let weight = inside.iter().fold(Weight::default(), |sum, record| sum.plus(&record.weight()));
+            if !range.is_empty() {
+                subscription.log.settle_weighed(&subscription.cursor, range, weight);
+            }
+        };
+        let retry_at = Instant::now() + HELD_RETRY_AFTER;
+        let mut from = covers.start;
+        for sequence in held.range(covers.clone()) {
+            settle(from..*sequence);
+            from = sequence + 1;
+            let range = *sequence..from;
+            subscription.book.lock().held.push(Held { range, retry_at, reason: reason.to_owned() });
+        }
+        settle(from..covers.end);
         self.finish();
     }
 

@@ -20,7 +20,8 @@ pub const HELD_RANGES_MAX: usize = 256;
 /// How long a range that was set aside waits for its next try.
 pub const HELD_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Proof that records are somebody else's from now on (back door). Made from a delivery; only this moves a cursor.
+/// Proof that records are somebody else's from now on (back door). Made from a delivery, or from the receipt of the
+/// dead-letter queue; only this moves a cursor.
 #[derive(Debug)]
 #[must_use]
 pub struct Settled {
@@ -30,6 +31,11 @@ pub struct Settled {
 impl Settled {
     /// The destination took them.
     pub fn by_delivery() -> Settled {
+        Settled { _sealed: () }
+    }
+
+    /// They are on disk as dead letters.
+    pub fn by_dead_letters(_durable: crate::storage::Durable) -> Settled {
         Settled { _sealed: () }
     }
 }

@@ -26,10 +26,10 @@ const LIMITS: LeaseLimits = LeaseLimits { bytes_max: 1 << 20, records_max: 3, it
 fn open(dir: &Path) -> Store {
     let options = Options {
         max_size_bytes: Some(256 << 10),
-        segment_bytes: Some(16 << 10),
+        segment_bytes: Some(20 << 10),
         tail_bytes_max: 2 << 10,
         checkpoint_interval: Duration::from_millis(5),
-        syncs_per_second_max: None,
+        ..Options::default()
     };
     Store::open(Arc::new(RealDisk), dir, &options, Arc::new(Unobserved)).expect("opens").0
 }

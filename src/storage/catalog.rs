@@ -20,6 +20,15 @@ pub const ROW_LEN_MAX: usize = 4096;
 pub struct CatalogError {
     pub operation: &'static str,
     pub reason: String,
+    /// The disk has no room.
+    pub is_full: bool,
+}
+
+impl CatalogError {
+    pub fn io(operation: &'static str, cause: &std::io::Error) -> CatalogError {
+        let full = [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded];
+        CatalogError { operation, reason: cause.to_string(), is_full: full.contains(&cause.kind()) }
+    }
 }
 
 /// A key and its value.
@@ -33,6 +42,16 @@ pub trait Catalog: Send {
     fn load(&mut self) -> Result<Vec<Row>, CatalogError>;
     /// Applies all changes at once; durable when it returns.
     fn commit(&mut self, changes: &[Change]) -> Result<(), CatalogError>;
+
+    /// Bytes on disk, also those that nothing refers to any more.
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Writes `rows`, which are all there are, into a fresh place and goes on there; a crash leaves one or the other.
+    fn compact(&mut self, _rows: &[Row]) -> Result<(), CatalogError> {
+        Ok(())
+    }
 }
 
 /// Key of the row that says which life of the data directory this is.

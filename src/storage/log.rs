@@ -25,7 +25,7 @@ use super::backlog::{Limit, Tally, Weight};
 use super::cursor::Cursor;
 use super::disk::{Disk, DiskFile};
 use super::record::{self, METADATA_LEN_MAX, PAYLOAD_LEN_MAX, Record};
-use super::segment::{HEADER_PAGE_LEN, Identity};
+use super::segment::{Identity, RECORDS_START};
 use super::space::{Full, Reservation, Space};
 use super::{Durable, RangeSet};
 
@@ -345,9 +345,9 @@ impl Log {
         })?;
         let beyond = pending_bytes.saturating_sub(inner.room_bytes.load(Ordering::Acquire));
         if beyond > 0 {
-            let usable = inner.shared.segment_bytes - HEADER_PAGE_LEN;
+            let usable = inner.shared.segment_bytes - RECORDS_START;
             let allocation = if bytes > usable {
-                beyond + HEADER_PAGE_LEN
+                beyond + RECORDS_START
             } else {
                 beyond.div_ceil(usable) * inner.shared.segment_bytes
             };

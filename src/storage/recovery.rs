@@ -16,7 +16,7 @@ use super::log::{Lost, Recovered, Segment, SegmentState, backlog};
 use super::mutant::{self, Mutant};
 use super::ranges::RangeSet;
 use super::record::{NO_PREVIOUS, end_after};
-use super::segment::{self, HEADER_PAGE_LEN, HeaderPage, Identity, Located, ScanResult};
+use super::segment::{self, HeaderPage, Identity, Located, RECORDS_START, ScanResult};
 use super::store::StoreError;
 use super::witness::QueueAccount;
 use loss::LossFinder;
@@ -181,19 +181,17 @@ fn open_segment(
 ) -> Result<Option<Found>, StoreError> {
     let file = disk.open(path).map_err(StoreError::io("open", path))?;
     let allocated_bytes = file.size().map_err(StoreError::io("measure", path))?;
-    let mut page = vec![0; HEADER_PAGE_LEN as usize];
-    let read = file.read_at(&mut page, 0).map_err(StoreError::io("read", path))?;
-    page.truncate(read);
+    let header = Identity::read(file.as_ref(), name_id).map_err(StoreError::io("read", path))?;
     let row_identity = row.and_then(|row| {
         let nonce = <[u8; 16]>::try_from(row.nonce.as_slice()).ok()?;
         Some(Identity { id: row.id, nonce, sequence_floor: row.sequence_floor })
     });
-    let identity = match (Identity::decode(&page), row_identity) {
+    let identity = match (header, row_identity) {
         (HeaderPage::UnknownVersion(version), _) => {
             return Err(StoreError::Format { path: path.to_owned(), found: format!("segment version {version}") });
         }
         (HeaderPage::Valid(identity), _) => identity,
-        // The page is damaged, but the catalogue remembers the nonce, and the records can be read.
+        // Both copies are damaged, but the catalogue remembers the nonce, and the records can be read.
         (HeaderPage::Damaged, Some(identity)) => identity,
         (HeaderPage::Damaged, None) => {
             quarantine(disk, path, report)?;
@@ -210,7 +208,7 @@ fn open_segment(
     if let Some(row) = row
         && row.nonce == identity.nonce
         && row.valid_end <= allocated_bytes
-        && row.valid_end > HEADER_PAGE_LEN
+        && row.valid_end > RECORDS_START
         && row.records > 0
         && row.first_sequence <= row.last_sequence
     {

@@ -11,8 +11,10 @@ use super::disk::DiskFile;
 use super::mutant::{self, Mutant};
 use super::record::{self, ALIGN, HEADER_LEN, Header, NonceSeed, PAYLOAD_LEN_MAX, Record};
 
-/// The header has a page of its own; records start behind it.
+/// The header has a page of its own, and a second one with the same in it.
 pub const HEADER_PAGE_LEN: u64 = 4096;
+/// Records start behind both.
+pub const RECORDS_START: u64 = 2 * HEADER_PAGE_LEN;
 pub const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"FOREBAYS";
 const HEADER_USED_LEN: usize = 60;
@@ -42,6 +44,7 @@ impl Identity {
         NonceSeed::new(&self.nonce)
     }
 
+    /// Both header pages.
     pub fn encode(&self) -> Vec<u8> {
         let mut page = vec![0; HEADER_PAGE_LEN as usize];
         page[0..8].copy_from_slice(&MAGIC);
@@ -51,7 +54,33 @@ impl Identity {
         page[40..48].copy_from_slice(&self.sequence_floor.to_le_bytes());
         let check = crc32c::crc32c(&page[..56]);
         page[56..60].copy_from_slice(&check.to_le_bytes());
-        page
+        page.repeat(2)
+    }
+
+    /// The header of the file of that name: of its two copies one that is whole, rather one that fits the name. A copy
+    /// that cannot be read is no worse than a damaged one while the other can.
+    pub fn read(file: &dyn DiskFile, name_id: u64) -> io::Result<HeaderPage> {
+        let read_page = |offset| {
+            let mut page = vec![0; HEADER_PAGE_LEN as usize];
+            let read = file.read_at(&mut page, offset)?;
+            Ok(Identity::decode(&page[..read]))
+        };
+        let (first, second): (io::Result<_>, io::Result<_>) = (read_page(0), read_page(HEADER_PAGE_LEN));
+        let fits = |page: &io::Result<HeaderPage>| matches!(page, Ok(HeaderPage::Valid(found)) if found.id == name_id);
+        let is_valid = |page: &io::Result<HeaderPage>| matches!(page, Ok(HeaderPage::Valid(_)));
+        // Its check is right, so it is no damage.
+        let is_unknown = |page: &io::Result<HeaderPage>| matches!(page, Ok(HeaderPage::UnknownVersion(_)));
+        if is_unknown(&first) {
+            return first;
+        }
+        if is_unknown(&second) || fits(&second) && !fits(&first) || is_valid(&second) && !is_valid(&first) {
+            return second;
+        }
+        match (first, second) {
+            // Nobody knows what stands there.
+            (Ok(HeaderPage::Damaged), Err(error)) => Err(error),
+            (first, _) => first,
+        }
     }
 
     pub fn decode(page: &[u8]) -> HeaderPage {
@@ -156,7 +185,7 @@ pub enum Step {
 }
 
 impl Scanner {
-    /// Scans from `offset` (a record boundary, or [`HEADER_PAGE_LEN`]) up to `end`.
+    /// Scans from `offset` (a record boundary, or [`RECORDS_START`]) up to `end`.
     pub fn new(file: Arc<dyn DiskFile>, identity: Identity, offset: u64, end: u64) -> Scanner {
         Scanner { seed: identity.seed(), identity, window: Window::new(file), offset, end, last_sequence: None }
     }
@@ -231,8 +260,8 @@ impl Scanner {
 /// there.
 pub fn scan_all(file: &Arc<dyn DiskFile>, identity: Identity) -> io::Result<ScanResult> {
     let end = file.size()?;
-    let mut scanner = Scanner::new(Arc::clone(file), identity, HEADER_PAGE_LEN, end);
-    let mut result = ScanResult { valid_end: HEADER_PAGE_LEN, ..ScanResult::default() };
+    let mut scanner = Scanner::new(Arc::clone(file), identity, RECORDS_START, end);
+    let mut result = ScanResult { valid_end: RECORDS_START, ..ScanResult::default() };
     loop {
         match scanner.step()? {
             Step::Record(located, _) => {

@@ -1,10 +1,13 @@
 //! The data directory: opened once per process, checkpointed by its keeper thread.
 
+mod ballast;
+pub mod format;
+mod keeper;
 mod mend;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,20 +15,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use prost::Message;
 
-use super::catalog::{
-    self, Catalog, CatalogError, Change, Contents, CursorRow, META_KEY, MetaRow, QueueContents, Row, SledCatalog,
-};
-use super::cursor::{PERSISTED_RANGES_MAX, StartAt};
+use super::catalog::{self, Catalog, CatalogError, Contents, MetaRow, QueueContents, SledCatalog};
+use super::cursor::StartAt;
+use super::dead_letters::{self, DeadLetterLog};
 use super::disk::Disk;
-use super::log::{Drive, Log, Observer, QueueSnapshot, Shared, Signal};
+use super::log::{Drive, Log, Observer, Shared, Signal};
 use super::recovery::{self, QueueReport};
 use super::space::Space;
 use super::witness::{Account, QueueAccount, Witness};
+use ballast::Ballast;
+use format::Format;
+use keeper::{CATALOG_RETRY, Keeper, open_or_rebuild};
 
-/// The format of this data directory, as its `FORMAT` file says it.
-const FORMAT: &str = "forebay data directory, format 1\n";
+/// The first pause between checkpoints is this much shorter than the interval; each is twice as long as the last.
+const FIRST_PAUSE_DIVISOR: u32 = 16;
 /// Queues of one process; each costs two threads and a few files.
 const QUEUES_MAX: usize = 64;
 const CANNOT_SYNC: [io::ErrorKind; 4] = [
@@ -34,8 +38,6 @@ const CANNOT_SYNC: [io::ErrorKind; 4] = [
     io::ErrorKind::InvalidInput,
     io::ErrorKind::Unsupported,
 ];
-/// A catalogue that failed is opened again no sooner than this.
-const CATALOG_RETRY: Duration = Duration::from_secs(5);
 
 /// How storage is to behave. The defaults are the product's.
 #[derive(Clone, Debug)]
@@ -47,6 +49,10 @@ pub struct Options {
     /// Recent records kept in memory, over all queues.
     pub tail_bytes_max: u64,
     pub checkpoint_interval: Duration,
+    /// A catalogue that takes more on disk is written anew into a fresh directory.
+    pub catalog_bytes_max: u64,
+    /// A catalogue that failed is opened again no sooner than this.
+    pub catalog_retry: Duration,
     /// None: as many syncs as it takes.
     pub syncs_per_second_max: Option<u32>,
 }
@@ -58,6 +64,8 @@ impl Default for Options {
             segment_bytes: None,
             tail_bytes_max: 32 << 20,
             checkpoint_interval: Duration::from_millis(250),
+            catalog_bytes_max: 64 << 20,
+            catalog_retry: CATALOG_RETRY,
             syncs_per_second_max: None,
         }
     }
@@ -97,21 +105,12 @@ pub struct OpenReport {
     /// False when the catalogue was lost, behind the witness, or rebuilt.
     pub catalog_intact: bool,
     pub notes: Vec<String>,
+    /// The `FORMAT` file was damaged, and written anew.
+    pub format_was_damaged: bool,
     pub generation: u64,
 }
 
 pub type OpenCatalog = Box<dyn Fn(&Path) -> Result<Box<dyn Catalog>, CatalogError> + Send>;
-
-struct Keeper {
-    dir: PathBuf,
-    open_catalog: OpenCatalog,
-    catalog: Option<Box<dyn Catalog>>,
-    catalog_failed_at: Option<Instant>,
-    /// Rows as the catalogue has them.
-    written: BTreeMap<Vec<u8>, Vec<u8>>,
-    witness: Witness,
-    meta: MetaRow,
-}
 
 /// An open data directory.
 pub struct Store {
@@ -148,20 +147,17 @@ impl Store {
         drive: Drive,
     ) -> Result<(Store, OpenReport), StoreError> {
         create_dirs(disk.as_ref(), dir)?;
-        check_format(disk.as_ref(), dir)?;
-        let lock_path = dir.join("LOCK");
-        let lock = disk.lock(&lock_path).map_err(|cause| match cause.kind() {
-            io::ErrorKind::WouldBlock => {
-                StoreError::InUse { path: dir.to_owned(), pid: read_text(disk.as_ref(), &lock_path) }
-            }
-            _ => StoreError::Io { operation: "lock", path: lock_path.clone(), cause },
-        })?;
-        write_format(disk.as_ref(), dir)?;
+        format::check(disk.as_ref(), dir)?;
+        let lock = lock(disk.as_ref(), dir)?;
+        // Again, now that nobody else may be writing it.
+        let found = format::check(disk.as_ref(), dir)?;
+        format::write(disk.as_ref(), dir, found)?;
 
-        let mut report = OpenReport::default();
+        let mut report = OpenReport { format_was_damaged: found == Format::Damaged, ..OpenReport::default() };
         let (witness, account) =
             Witness::open(disk.as_ref(), dir).map_err(StoreError::io("open", &dir.join("witness")))?;
-        let (catalog, rows) = open_or_rebuild(disk.as_ref(), dir, &open_catalog, &mut report)?;
+        let (catalog, rows, note) = open_or_rebuild(disk.as_ref(), dir, &open_catalog)?;
+        report.notes.extend(note);
         let (contents, errors) = Contents::from_rows(&rows);
         report.notes.extend(errors.iter().cloned());
         let witnessed = account.as_ref().map(Account::meta).unwrap_or_default();
@@ -199,11 +195,18 @@ impl Store {
         };
         let generation = contents.meta.generation.max(witnessed.generation) + 1;
         report.generation = generation;
+        let space = Arc::clone(&shared.space);
+        let ballast = Ballast::open(Arc::clone(&disk), dir, space).map_err(StoreError::io("set aside room in", dir))?;
         let keeper = Keeper {
+            disk: Arc::clone(&disk),
             dir: dir.to_owned(),
             open_catalog,
             catalog: Some(catalog),
-            catalog_failed_at: None,
+            catalog_failed: None,
+            catalog_bytes_max: options.catalog_bytes_max,
+            catalog_retry: options.catalog_retry,
+            compacted_bytes: 0,
+            ballast,
             written: rows.into_iter().collect(),
             witness,
             meta: MetaRow { generation, checkpoint: contents.meta.checkpoint.max(witnessed.checkpoint) },
@@ -313,6 +316,17 @@ impl Store {
         &self.dir
     }
 
+    /// The log of dead letters in that directory; at most one for each name.
+    pub fn dead_letters(
+        &self,
+        name: &str,
+        options: dead_letters::Options,
+    ) -> Result<(DeadLetterLog, dead_letters::Opened), StoreError> {
+        let dir = self.dir.join(name);
+        DeadLetterLog::open(Arc::clone(&self.disk), &dir, options, Some(Arc::clone(&self.shared.space)))
+            .map_err(StoreError::io("open", &dir))
+    }
+
     pub fn space(&self) -> &Arc<Space> {
         &self.shared.space
     }
@@ -331,14 +345,22 @@ impl Store {
         let (dirty, stopping) = (Arc::clone(&self.shared.dirty), Arc::clone(&self.stopping));
         let observer = Arc::clone(&self.shared.observer);
         let work = move || {
+            let mut pause = interval / FIRST_PAUSE_DIVISOR;
             loop {
+                let waiting = Instant::now();
                 dirty.wait(None);
                 if stopping.load(Ordering::Acquire) {
                     return;
                 }
+                // What was idle, or has just begun, may end as soon: its first checkpoints come quickly, so that a
+                // process that dies young is not sent back to its beginning.
+                if waiting.elapsed() > interval {
+                    pause = interval / FIRST_PAUSE_DIVISOR;
+                }
                 // A failure was reported; whatever changes next raises the flag again.
                 let _ = keeper.lock().checkpoint(&logs.lock().clone(), observer.as_ref());
-                std::thread::sleep(interval);
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(interval);
             }
         };
         let thread = std::thread::Builder::new()
@@ -380,120 +402,6 @@ impl Drop for Store {
     }
 }
 
-impl Keeper {
-    /// Catalogue, then witness, and only then the segments that nobody needs any more.
-    fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) -> io::Result<()> {
-        self.meta.checkpoint += 1;
-        let snapshots: BTreeMap<&String, QueueSnapshot> =
-            logs.iter().map(|(name, log)| (name, log.snapshot())).collect();
-        if let Err(error) = self.write_catalog(&snapshots) {
-            observer.failed("", "write the catalogue for", &io::Error::other(error));
-            // sled stays poisoned after an error; it is opened afresh. Until then the witness alone authorises.
-            self.catalog = None;
-            self.catalog_failed_at = Some(Instant::now());
-        }
-        let written = match self.witness.write(account(self.meta, &snapshots)) {
-            Ok(written) => written,
-            Err(error) => {
-                observer.failed("", "write the witness of", &error);
-                return Err(error);
-            }
-        };
-        for (name, account) in &written.queues {
-            let Some(log) = logs.get(name) else { continue };
-            // As written down: memory may know of more settled ranges than a row holds.
-            let cursors = account.cursors.iter().map(|(name, row)| (name.clone(), row.cursor())).collect();
-            match log.reclaim(&cursors) {
-                // Its rows go with the next checkpoint.
-                Ok(_) => {}
-                Err(error) => observer.failed(name, "reclaim a segment of", &error),
-            }
-        }
-        Ok(())
-    }
-
-    fn write_catalog(&mut self, snapshots: &BTreeMap<&String, QueueSnapshot>) -> Result<(), CatalogError> {
-        if self.catalog.is_none() && self.catalog_failed_at.is_none_or(|at| at.elapsed() > CATALOG_RETRY) {
-            let mut catalog = (self.open_catalog)(&self.dir.join("catalog"))?;
-            self.written = catalog.load()?.into_iter().collect();
-            self.catalog = Some(catalog);
-        }
-        let Some(catalog) = &mut self.catalog else { return Ok(()) };
-        let rows = rows(self.meta, snapshots);
-        let mut changes: Vec<Change> = Vec::new();
-        for key in self.written.keys().filter(|key| !rows.contains_key(*key)) {
-            changes.push((key.clone(), None));
-        }
-        for (key, value) in &rows {
-            if self.written.get(key) != Some(value) {
-                changes.push((key.clone(), Some(value.clone())));
-            }
-        }
-        catalog.commit(&changes)?;
-        self.written = rows;
-        self.catalog_failed_at = None;
-        Ok(())
-    }
-}
-
-fn rows(meta: MetaRow, snapshots: &BTreeMap<&String, QueueSnapshot>) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let mut rows = BTreeMap::new();
-    rows.insert(META_KEY.to_vec(), meta.encode_to_vec());
-    for (queue, snapshot) in snapshots {
-        rows.insert(catalog::queue_key(queue), snapshot.row.encode_to_vec());
-        for segment in &snapshot.segments {
-            rows.insert(catalog::segment_key(queue, segment.id), segment.encode_to_vec());
-        }
-        for (name, cursor) in &snapshot.cursors {
-            let row = CursorRow::new(cursor, PERSISTED_RANGES_MAX);
-            rows.insert(catalog::cursor_key(queue, name), row.encode_to_vec());
-        }
-    }
-    rows
-}
-
-fn account(meta: MetaRow, snapshots: &BTreeMap<&String, QueueSnapshot>) -> Account {
-    let queues = snapshots
-        .iter()
-        .map(|(queue, snapshot)| {
-            let cursors = snapshot
-                .cursors
-                .iter()
-                .map(|(name, cursor)| (name.clone(), CursorRow::new(cursor, PERSISTED_RANGES_MAX)))
-                .collect();
-            ((*queue).clone(), QueueAccount { row: Some(snapshot.row.clone()), cursors })
-        })
-        .collect();
-    Account { meta: Some(meta), queues }
-}
-
-fn open_or_rebuild(
-    disk: &dyn Disk,
-    dir: &Path,
-    open_catalog: &OpenCatalog,
-    report: &mut OpenReport,
-) -> Result<(Box<dyn Catalog>, Vec<Row>), StoreError> {
-    let path = dir.join("catalog");
-    let open = || {
-        let mut catalog = open_catalog(&path)?;
-        let rows = catalog.load()?;
-        Ok::<_, CatalogError>((catalog, rows))
-    };
-    match open() {
-        Ok(opened) => Ok(opened),
-        Err(error) => {
-            let aside = (0..)
-                .map(|n| dir.join(format!("catalog.damaged.{n}")))
-                .find(|aside| disk.list(aside).is_err())
-                .unwrap_or_else(|| dir.join("catalog.damaged"));
-            report.notes.push(format!("{error}; it was set aside as {} and is rebuilt", aside.display()));
-            disk.rename(&path, &aside).map_err(StoreError::io("set aside", &path))?;
-            disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
-            Ok(open()?)
-        }
-    }
-}
-
 fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     let mut missing = Vec::new();
     // One that is there may have been made by a process that died before it synced it.
@@ -519,42 +427,17 @@ fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Takes the data directory for this process, until the guard is dropped.
+pub fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Debug + Send + Sync>, StoreError> {
+    let path = dir.join("LOCK");
+    disk.lock(&path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::WouldBlock => StoreError::InUse { path: dir.to_owned(), pid: read_text(disk, &path) },
+        _ => StoreError::Io { operation: "lock", path: path.clone(), cause },
+    })
+}
+
 fn read_text(disk: &dyn Disk, path: &Path) -> String {
     let mut bytes = vec![0; 256];
     let read = disk.open(path).and_then(|file| file.read_at(&mut bytes, 0)).unwrap_or(0);
     String::from_utf8_lossy(&bytes[..read]).trim().to_owned()
-}
-
-pub(super) fn check_format(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
-    let path = dir.join("FORMAT");
-    let entries = disk.list(dir).map_err(StoreError::io("read", dir))?;
-    if !entries.iter().any(|entry| entry.name == "FORMAT") {
-        return Ok(());
-    }
-    let mut bytes = vec![0; 256];
-    let read = disk.open(&path).and_then(|file| file.read_at(&mut bytes, 0)).map_err(StoreError::io("read", &path))?;
-    if &bytes[..read] == FORMAT.as_bytes() {
-        return Ok(());
-    }
-    Err(StoreError::Format { path, found: String::from_utf8_lossy(&bytes[..read]).trim().to_owned() })
-}
-
-fn write_format(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
-    let path = dir.join("FORMAT");
-    let entries = disk.list(dir).map_err(StoreError::io("read", dir))?;
-    if entries.iter().any(|entry| entry.name == "FORMAT") {
-        return Ok(());
-    }
-    let temporary = dir.join("FORMAT.new");
-    if entries.iter().any(|entry| entry.name == "FORMAT.new") {
-        disk.remove(&temporary).map_err(StoreError::io("remove", &temporary))?;
-    }
-    let write = || {
-        let file = disk.create(&temporary, 0)?;
-        file.write_all_at(&mut [IoSlice::new(FORMAT.as_bytes())], 0)?;
-        file.sync_data()?;
-        disk.rename(&temporary, &path)?;
-        disk.sync_dir(dir)
-    };
-    write().map_err(StoreError::io("write", &path))
 }

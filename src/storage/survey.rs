@@ -104,7 +104,7 @@ pub fn survey(dir: &Path, depth: Depth) -> Result<Survey, StoreError> {
         let cause = io::Error::new(io::ErrorKind::NotFound, "there is no FORMAT file in it: it is no data directory");
         return Err(StoreError::io("read", dir)(cause));
     }
-    let format = super::store::check_format(disk.as_ref(), dir).map(|()| "1".to_owned())?;
+    let format = super::store::format::check(disk.as_ref(), dir).map(|_| "1".to_owned())?;
     let account = read_witness(&disk, dir)?;
     let queues_dir = dir.join("queues");
     let mut names: BTreeMap<String, String> = BTreeMap::new();

@@ -161,6 +161,8 @@ pub struct Sink {
     pub refuse_with: AtomicU64,
     /// Each answer comes this much later.
     pub delay_ms: AtomicU64,
+    /// A request with a span whose name begins so is answered 400 (empty: none).
+    pub poison: Mutex<String>,
 }
 
 impl Sink {
@@ -194,6 +196,11 @@ async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> StatusCode {
         return StatusCode::from_u16(refuse_with as u16).expect("a status");
     }
     let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
+    let poison = sink.poison.lock().clone();
+    let mut names = request.resource_spans.iter().flat_map(|r| &r.scope_spans).flat_map(|s| &s.spans);
+    if !poison.is_empty() && names.any(|span| span.name.starts_with(&poison)) {
+        return StatusCode::BAD_REQUEST;
+    }
     let mut taken = sink.taken.lock();
     let spans = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
     for span in spans {

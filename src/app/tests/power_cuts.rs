@@ -146,7 +146,7 @@ impl Life {
             segment_bytes: Some(SEGMENT_BYTES),
             tail_bytes_max: 32 << 10,
             checkpoint_interval: Duration::from_millis(3),
-            syncs_per_second_max: None,
+            ..Options::default()
         };
         let observer = Arc::new(Unobserved);
         let opened =

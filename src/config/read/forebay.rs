@@ -1,7 +1,9 @@
 //! `forebay:`, every setting that the collector does not have.
 
 use crate::config::ids::ComponentId;
-use crate::config::plan::{DEDUP_WINDOW_DEFAULT, DataDirSetting, DedupPlan, QueuePlan, ShutdownPlan, StartAt};
+use crate::config::plan::{
+    DEDUP_WINDOW_DEFAULT, DataDirSetting, DeadLettersPlan, DedupPlan, QueuePlan, ShutdownPlan, StartAt,
+};
 use crate::exporters::{self, StatusPolicy};
 use crate::otlp::Signal;
 use crate::settings::{Kind, OnFull, Origin, Problem, Table};
@@ -13,6 +15,7 @@ pub struct Forebay {
     pub data_dir: Option<DataDirSetting>,
     pub queue: QueuePlan,
     pub dedup: DedupPlan,
+    pub dead_letters: DeadLettersPlan,
     pub shutdown: ShutdownPlan,
     pub memory_limit_bytes: Option<u64>,
     pub max_syncs_per_second: Option<u32>,
@@ -36,6 +39,8 @@ pub struct ExporterExtra {
     pub start_at: Option<StartAt>,
     pub max_request_bytes: Option<u64>,
     pub status_policy: Option<StatusPolicy>,
+    /// Whether a copy is parked of what was taken only in part.
+    pub parks_partial: Option<bool>,
 }
 
 /// Smallest queue: room for a few segments of the smallest size.
@@ -47,10 +52,13 @@ const REQUEST_BYTES_MIN: u64 = 1 << 10;
 const DEDUP_WINDOW_MIN: Duration = Duration::from_secs(1);
 const DEDUP_WINDOW_MAX: Duration = Duration::from_secs(168 * 3600);
 
+/// Smallest dead-letter queue: a request of the default largest size must fit.
+const DEAD_LETTERS_BYTES_MIN: u64 = 16 << 20;
+const ON_PARTIAL_SUCCESS: &[(&str, bool)] = &[("count", false), ("park", true)];
 const START_AT: &[(&str, StartAt)] = &[("end", StartAt::End), ("beginning", StartAt::Beginning)];
 
 pub fn read(table: &mut Table<'_>) -> Forebay {
-    later(table, &["dead_letters", "admin"]);
+    later(table, &["admin"]);
     let origin = table.origin_of("data_dir");
     let data_dir = table.text("data_dir").map(|path| DataDirSetting { path: PathBuf::from(path), origin });
     let queue = table.table("queue", |table| QueuePlan {
@@ -70,6 +78,7 @@ pub fn read(table: &mut Table<'_>) -> Forebay {
         data_dir,
         queue: queue.unwrap_or_default(),
         dedup: table.table("dedup", dedup).unwrap_or_default(),
+        dead_letters: table.table("dead_letters", dead_letters).unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
         memory_limit_bytes: table.table("memory", |table| at_least(table, "limit", MEMORY_BYTES_MIN)).flatten(),
         max_syncs_per_second: table.integer("max_syncs_per_second", 1..=1_000_000).map(|n| n as u32),
@@ -112,6 +121,15 @@ pub fn dedup_window(table: &mut Table<'_>) -> Duration {
 
 pub fn dedup_memory(table: &mut Table<'_>) -> Option<u64> {
     table.integer("max_memory_mib", 1..=65_536).map(|mib| mib << 20)
+}
+
+fn dead_letters(table: &mut Table<'_>) -> DeadLettersPlan {
+    later(table, &["max_age", "capture_invalid"]);
+    let default = DeadLettersPlan::default();
+    DeadLettersPlan {
+        max_size_bytes: at_least(table, "max_size", DEAD_LETTERS_BYTES_MIN).unwrap_or(default.max_size_bytes),
+        drops: table.choice("on_full", &[("block", false), ("drop", true)]).unwrap_or(default.drops),
+    }
 }
 
 /// Keys that are specified and not built yet.
@@ -157,6 +175,7 @@ fn exporter(table: &mut Table<'_>, id: String, origin: Origin) -> ExporterExtra 
         start_at: table.choice("start_at", START_AT),
         max_request_bytes: at_least(table, "max_request_bytes", REQUEST_BYTES_MIN),
         status_policy: table.table("status_policy", StatusPolicy::read),
+        parks_partial: table.choice("on_partial_success", ON_PARTIAL_SUCCESS),
     }
 }
 

@@ -142,6 +142,7 @@ pub fn exporters(written: &mut Written, resolved: &Resolved, problems: &mut Prob
             let keys = [
                 ("max_request_bytes", extra.max_request_bytes.is_some()),
                 ("status_policy", extra.status_policy.is_some()),
+                ("on_partial_success", extra.parks_partial.is_some()),
             ];
             for (key, _) in keys.iter().filter(|(_, is_set)| *is_set) {
                 let message = format!("forebay.exporters.{id}.{key} has no effect: no server answers this exporter");
@@ -170,6 +171,7 @@ pub fn exporters(written: &mut Written, resolved: &Resolved, problems: &mut Prob
             start_at: extra.and_then(|extra| extra.start_at).unwrap_or_default(),
             max_request_bytes: extra.and_then(|extra| extra.max_request_bytes),
             status_policy: extra.and_then(|extra| extra.status_policy.clone()).unwrap_or_default(),
+            parks_partial: extra.and_then(|extra| extra.parks_partial).unwrap_or(false),
         });
     }
     plans

@@ -96,7 +96,7 @@ impl Rig {
             segment_bytes: Some(64 << 10),
             tail_bytes_max: 4 << 10,
             checkpoint_interval: Duration::ZERO,
-            syncs_per_second_max: None,
+            ..Options::default()
         };
         let told = Forgetful::default();
         let seen_before = Arc::clone(&told.0);

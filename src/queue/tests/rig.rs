@@ -24,7 +24,7 @@ use crate::storage::{Disk, Durable, Log, NewRecord, Options, Store, segment};
 const DIR: &str = "/volume/data";
 const QUEUE: &str = "traces";
 pub const EXPORTERS: [&str; 2] = ["a", "b"];
-pub const SEGMENT_BYTES: u64 = 16 << 10;
+pub const SEGMENT_BYTES: u64 = 20 << 10;
 const MAX_SIZE_BYTES: u64 = 16 * SEGMENT_BYTES;
 const DISK_BYTES: u64 = 64 << 20;
 /// Leases that draining may take; reads that fail count too.
@@ -136,7 +136,7 @@ fn options() -> Options {
         segment_bytes: Some(SEGMENT_BYTES),
         tail_bytes_max: 3 << 10,
         checkpoint_interval: Duration::ZERO,
-        syncs_per_second_max: None,
+        ..Options::default()
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::storage::disk::DiskFile;
 use crate::storage::record::{self, Header, Record};
-use crate::storage::segment::{HEADER_PAGE_LEN, Identity};
+use crate::storage::segment::{Identity, RECORDS_START};
 
 use super::segments::Kind;
 
@@ -279,7 +279,7 @@ impl Index {
 
     /// The oldest segment that is less than half alive, without those that `is_exempt`.
     pub fn wasteful(&self, is_exempt: impl Fn(u64) -> bool) -> Option<u64> {
-        let is_wasteful = |row: &SegmentRow| row.live_bytes * 2 < (row.end - HEADER_PAGE_LEN).max(1);
+        let is_wasteful = |row: &SegmentRow| row.live_bytes * 2 < (row.end - RECORDS_START).max(1);
         self.segments.iter().find(|(id, row)| !is_exempt(**id) && is_wasteful(row)).map(|(id, _)| *id)
     }
 }

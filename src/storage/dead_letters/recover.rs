@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::record::NO_PREVIOUS;
-use crate::storage::segment::{self, Gap, HEADER_PAGE_LEN, HeaderPage, Identity, Scanner, Step};
+use crate::storage::segment::{self, Gap, HEADER_PAGE_LEN, HeaderPage, Identity, RECORDS_START, Scanner, Step};
 
 use super::index::Index;
 use super::segments::{Kind, TEMPORARY_PREFIX, tombstone_ids};
@@ -38,13 +38,11 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened)
     for id in ids {
         let path = segment::path_in(dir, id);
         let file = disk.open(&path)?;
-        let mut page = vec![0; HEADER_PAGE_LEN as usize];
-        let read = file.read_at(&mut page, 0)?;
-        match Identity::decode(&page[..read]) {
+        match Identity::read(file.as_ref(), id)? {
             HeaderPage::Valid(identity) if identity.id == id => {
                 let allocated_bytes = file.size()?;
                 index.add_segment(identity, Arc::clone(&file), allocated_bytes, allocated_bytes);
-                let mut scanner = Scanner::new(file, identity, HEADER_PAGE_LEN, allocated_bytes);
+                let mut scanner = Scanner::new(file, identity, RECORDS_START, allocated_bytes);
                 let end = read_segment(&mut scanner, &mut index, &path, &mut opened)?;
                 let Some(segment) = index.segments.get_mut(&id) else { continue };
                 segment.end = end;
@@ -75,7 +73,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened)
 
 /// Takes the records in, checking each; returns the end of the last.
 fn read_segment(scanner: &mut Scanner, index: &mut Index, path: &Path, opened: &mut Opened) -> io::Result<u64> {
-    let mut end = HEADER_PAGE_LEN;
+    let mut end = RECORDS_START;
     let mut gaps: Vec<Gap> = Vec::new();
     loop {
         match scanner.step()? {

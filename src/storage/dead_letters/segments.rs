@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::storage::clock::unix_now_ns;
 use crate::storage::disk::DiskFile;
 use crate::storage::record::{self, ALIGN, Header, TRAILER_LEN};
-use crate::storage::segment::{self, HEADER_PAGE_LEN, Identity};
+use crate::storage::segment::{self, HEADER_PAGE_LEN, Identity, RECORDS_START};
 
 use super::{AtCap, DeadLetterLog, LetterError, NewLetter, State, TOMBSTONE_IDS_MAX, check_len};
 
@@ -116,7 +116,7 @@ impl DeadLetterLog {
     fn write_active(&self, state: &mut State, entries: &[Entry]) -> Result<Vec<u64>, LetterError> {
         let Some(active) = &mut state.active else { return Err(self.at_cap(state)) };
         let seed = active.identity.seed();
-        let first = state.next_sequence.max(unix_now_ns() / 1_000_000 << 16);
+        let first = state.next_sequence.max((unix_now_ns() / 1_000_000) << 16);
         let mut offset = active.end;
         let mut written = Vec::with_capacity(entries.len());
         let mut frames = Vec::with_capacity(entries.len());
@@ -189,7 +189,7 @@ impl DeadLetterLog {
 
     /// A fresh segment with room for `needed`, its name durable.
     fn roll(&self, state: &mut State, needed: u64, room: Room) -> Result<Active, LetterError> {
-        let len = (HEADER_PAGE_LEN + needed).next_multiple_of(HEADER_PAGE_LEN).max(self.options.segment_bytes());
+        let len = (RECORDS_START + needed).next_multiple_of(HEADER_PAGE_LEN).max(self.options.segment_bytes());
         while room == Room::Capped && state.index.allocated_bytes() + len > self.options.max_bytes {
             let oldest = state.index.segments.keys().next().copied();
             match (self.options.at_cap, oldest) {
@@ -223,8 +223,8 @@ impl DeadLetterLog {
         if let Some(space) = &self.space {
             space.add(len);
         }
-        state.index.add_segment(identity, Arc::clone(&file), len, HEADER_PAGE_LEN);
-        Ok(Active { identity, file, allocated_bytes: len, end: HEADER_PAGE_LEN })
+        state.index.add_segment(identity, Arc::clone(&file), len, RECORDS_START);
+        Ok(Active { identity, file, allocated_bytes: len, end: RECORDS_START })
     }
 
     /// Writes anew what lives in segments that are less than half alive, and removes them. What fails is tried again

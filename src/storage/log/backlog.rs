@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::settings::Sizer;
 use crate::storage::backlog::{Limit, Tally, Weight};
 use crate::storage::cursor::Cursor;
-use crate::storage::segment::{self, HEADER_PAGE_LEN, ScanResult};
+use crate::storage::segment::{self, RECORDS_START, ScanResult};
 use crate::storage::space::{Full, Reservation};
 
 use super::{Log, Position, Segment, State};
@@ -17,7 +17,7 @@ use super::{Log, Position, Segment, State};
 const COUNTED_SEGMENTS_MAX: usize = 4;
 
 fn weight_of(segment: &Segment) -> Weight {
-    Weight { records: segment.records, items: segment.items, bytes: segment.valid_end - HEADER_PAGE_LEN }
+    Weight { records: segment.records, items: segment.items, bytes: segment.valid_end - RECORDS_START }
 }
 
 /// The parts of `range` that the cursor has not settled.

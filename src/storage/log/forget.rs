@@ -1,7 +1,7 @@
 //! Removing what left the configuration, because a person said so.
 
 use crate::storage::backlog::Weight;
-use crate::storage::segment::HEADER_PAGE_LEN;
+use crate::storage::segment::RECORDS_START;
 
 use super::Log;
 
@@ -27,7 +27,7 @@ impl Log {
         let weights = state.segments.values().map(|segment| Weight {
             records: segment.records,
             items: segment.items,
-            bytes: segment.valid_end - HEADER_PAGE_LEN,
+            bytes: segment.valid_end - RECORDS_START,
         });
         weights.fold(Weight::default(), |sum, weight| sum.plus(&weight))
     }

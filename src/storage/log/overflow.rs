@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::settings::Sizer;
 use crate::storage::backlog::Weight;
 use crate::storage::cursor::Cursor;
-use crate::storage::segment::{HEADER_PAGE_LEN, Scanner, Step};
+use crate::storage::segment::{RECORDS_START, Scanner, Step};
 
 use super::{Log, SegmentState};
 
@@ -101,7 +101,7 @@ impl Log {
                 state.segments.values().filter(|s| s.records > 0 && s.last >= range.start && s.first < range.end);
             within
                 .map(|s| {
-                    let bytes = s.valid_end - HEADER_PAGE_LEN;
+                    let bytes = s.valid_end - RECORDS_START;
                     let whole = Weight { records: s.records, items: s.items, bytes };
                     (s.first..s.last + 1, whole, Arc::clone(&s.file), s.identity, s.valid_end)
                 })
@@ -113,7 +113,7 @@ impl Log {
                 sum = sum.plus(&whole);
                 continue;
             }
-            let mut scanner = Scanner::new(file, identity, HEADER_PAGE_LEN, valid_end);
+            let mut scanner = Scanner::new(file, identity, RECORDS_START, valid_end);
             loop {
                 let header = match scanner.peek_header()? {
                     Some(header) => {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::storage::disk::DiskFile;
 #[cfg(test)]
 use crate::storage::mutant;
-use crate::storage::segment::{self, HEADER_PAGE_LEN, Identity};
+use crate::storage::segment::{self, Identity, RECORDS_START};
 
 use super::Inner;
 use super::writer::{WriteError, publish_room};
@@ -104,7 +104,7 @@ pub(super) fn make(inner: &Inner, len: u64) -> Result<(Identity, Arc<dyn DiskFil
     if !recycled {
         inner.shared.space.add(len);
     }
-    debug_assert!(len > HEADER_PAGE_LEN);
+    debug_assert!(len > RECORDS_START);
     Ok((identity, file))
 }
 

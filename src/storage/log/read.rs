@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::storage::record::{Record, end_after};
-use crate::storage::segment::{HEADER_PAGE_LEN, Scanner, Step};
+use crate::storage::segment::{RECORDS_START, Scanner, Step};
 
 use super::{Inner, Log, Segment, State};
 
@@ -176,5 +176,5 @@ fn start_offset(segment: &Segment, from: Position) -> u64 {
         return offset;
     }
     let after = segment.index.partition_point(|(sequence, _)| *sequence <= from.sequence);
-    after.checked_sub(1).map_or(HEADER_PAGE_LEN, |index| segment.index[index].1)
+    after.checked_sub(1).map_or(RECORDS_START, |index| segment.index[index].1)
 }

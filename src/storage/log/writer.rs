@@ -10,7 +10,7 @@ use crate::storage::backlog::Weight;
 use crate::storage::cursor::Cursor;
 use crate::storage::disk::DiskFile;
 use crate::storage::record::{self, ALIGN, Header, Record, TRAILER_LEN, end_after};
-use crate::storage::segment::{HEADER_PAGE_LEN, Identity};
+use crate::storage::segment::{HEADER_PAGE_LEN, Identity, RECORDS_START};
 
 use super::prepare;
 use super::{AppendError, Durable, Inbox, Inner, Pending, Segment, SegmentState, State};
@@ -167,12 +167,12 @@ fn ensure_active(inner: &Inner, needed: u64) -> Result<(u64, u64), WriteError> {
     let making = inner.maker.lock();
     let prepared = inner.state.lock().prepared.take();
     let (identity, file) = match prepared {
-        Some(prepared) if inner.shared.segment_bytes >= HEADER_PAGE_LEN + needed => prepared,
+        Some(prepared) if inner.shared.segment_bytes >= RECORDS_START + needed => prepared,
         unfit => {
             prepare::discard(inner, unfit, None);
             prepare::make(
                 inner,
-                inner.shared.segment_bytes.max((HEADER_PAGE_LEN + needed).next_multiple_of(HEADER_PAGE_LEN)),
+                inner.shared.segment_bytes.max((RECORDS_START + needed).next_multiple_of(HEADER_PAGE_LEN)),
             )?
         }
     };
@@ -187,7 +187,7 @@ fn ensure_active(inner: &Inner, needed: u64) -> Result<(u64, u64), WriteError> {
             file,
             state: SegmentState::Active,
             allocated_bytes,
-            valid_end: HEADER_PAGE_LEN,
+            valid_end: RECORDS_START,
             first: 0,
             previous_end: 0,
             last: 0,
@@ -199,13 +199,13 @@ fn ensure_active(inner: &Inner, needed: u64) -> Result<(u64, u64), WriteError> {
     );
     state.active = Some(id);
     publish_room(inner, &state);
-    Ok((id, allocated_bytes - HEADER_PAGE_LEN))
+    Ok((id, allocated_bytes - RECORDS_START))
 }
 
 pub(super) fn publish_room(inner: &Inner, state: &State) {
     let active = state.active.and_then(|id| state.segments.get(&id));
     let room = active.map_or(0, |segment| segment.allocated_bytes.saturating_sub(segment.valid_end));
-    let prepared = if state.prepared.is_some() { inner.shared.segment_bytes - HEADER_PAGE_LEN } else { 0 };
+    let prepared = if state.prepared.is_some() { inner.shared.segment_bytes - RECORDS_START } else { 0 };
     inner.room_bytes.store(room + prepared, Ordering::Release);
     if state.prepared.is_none() && active.is_some() && room < inner.shared.segment_bytes / 2 {
         inner.prepare_wanted.raise();
@@ -308,7 +308,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
         let len = record.stored_len();
         added = added.plus(&record.weight());
         if let Some(segment) = state.segments.get_mut(&segment_id) {
-            let indexed = segment.index.last().map_or(HEADER_PAGE_LEN, |(_, offset)| *offset);
+            let indexed = segment.index.last().map_or(RECORDS_START, |(_, offset)| *offset);
             if segment.records == 0 {
                 segment.first = sequence;
                 segment.previous_end = end_after(previous);

@@ -11,7 +11,7 @@ use crate::storage::catalog::SegmentRow;
 use crate::storage::log::Lost;
 use crate::storage::ranges::RangeSet;
 use crate::storage::record::end_after;
-use crate::storage::segment::HEADER_PAGE_LEN;
+use crate::storage::segment::RECORDS_START;
 
 pub(super) struct LossFinder {
     durable_end: u64,
@@ -67,9 +67,9 @@ impl LossFinder {
     fn miss_front(&mut self, id: u64, oldest: &Found) {
         let Some(first) = oldest.scan.as_ref().and_then(|scan| scan.records.first()) else { return };
         let is_on_chain = self.wanted_end == Some(end_after(first.header.previous));
-        if is_on_chain && first.offset > HEADER_PAGE_LEN {
-            let bytes = first.offset - HEADER_PAGE_LEN;
-            self.miss(id, oldest.segment.identity.sequence_floor, HEADER_PAGE_LEN, bytes);
+        if is_on_chain && first.offset > RECORDS_START {
+            let bytes = first.offset - RECORDS_START;
+            self.miss(id, oldest.segment.identity.sequence_floor, RECORDS_START, bytes);
         }
     }
 

@@ -62,7 +62,7 @@ struct SimulatedCatalog {
 }
 
 fn error(operation: &'static str) -> impl FnOnce(io::Error) -> CatalogError {
-    move |cause| CatalogError { operation, reason: cause.to_string() }
+    move |cause| CatalogError::io(operation, &cause)
 }
 
 impl World {

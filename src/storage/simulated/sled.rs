@@ -110,7 +110,7 @@ impl SledDirectories {
     pub fn catalogs(self: &Arc<Self>, world: &Arc<World>) -> OpenCatalog {
         let (directories, world, disk) = (Arc::clone(self), Arc::clone(world), world.disk());
         Box::new(move |path| {
-            let failed = |cause: io::Error| CatalogError { operation: "open", reason: cause.to_string() };
+            let failed = |cause: io::Error| CatalogError::io("open", &cause);
             disk.create_dir(path).map_err(failed)?;
             disk.sync_dir(path.parent().unwrap_or(Path::new(""))).map_err(failed)?;
             let node = world.0.lock().resolve(path).map_err(failed)?;
@@ -177,7 +177,7 @@ impl SledUnderCuts {
     fn note(&mut self, is_confirmed: bool) -> Result<(), CatalogError> {
         let mut files = Files::new();
         read_files(&self.directories.path(self.node), Path::new(""), &mut files)
-            .map_err(|cause| CatalogError { operation: "look at", reason: cause.to_string() })?;
+            .map_err(|cause| CatalogError::io("look at", &cause))?;
         let mut state = self.directories.state.lock();
         let states = state.commits.entry(self.node).or_default();
         if is_confirmed {
@@ -194,7 +194,7 @@ impl Catalog for SledUnderCuts {
     }
 
     fn commit(&mut self, changes: &[Change]) -> Result<(), CatalogError> {
-        let failed = |cause: io::Error| CatalogError { operation: "write", reason: cause.to_string() };
+        let failed = |cause: io::Error| CatalogError::io("write", &cause);
         let is_last = self.world.0.lock().begin(self.boot).map_err(failed)?;
         self.inner.commit(changes)?;
         self.note(!is_last)?;

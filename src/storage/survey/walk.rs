@@ -10,7 +10,7 @@ use crate::storage::cursor::Cursor;
 use crate::storage::disk::Disk;
 use crate::storage::ranges::RangeSet;
 use crate::storage::record::{Header, NO_PREVIOUS};
-use crate::storage::segment::{self, HEADER_PAGE_LEN, HeaderPage, Identity, Scanner, Step};
+use crate::storage::segment::{self, HeaderPage, Identity, RECORDS_START, Scanner, Step};
 use crate::storage::store::StoreError;
 
 use super::{CursorSurvey, Damage, QueueSurvey, SegmentSurvey, settled_by_all};
@@ -158,10 +158,7 @@ fn look(
         sequences: None,
         reason: reason.to_owned(),
     };
-    let mut page = vec![0; HEADER_PAGE_LEN as usize];
-    let read = file.read_at(&mut page, 0)?;
-    page.truncate(read);
-    let identity = match Identity::decode(&page) {
+    let identity = match Identity::read(file.as_ref(), id)? {
         HeaderPage::Valid(identity) if identity.id == id => identity,
         HeaderPage::Valid(_) => {
             found.gaps.push(damage(0, 0, "the file has the header of another segment"));
@@ -172,12 +169,12 @@ fn look(
             return Ok(Some(found));
         }
         HeaderPage::Damaged => {
-            found.gaps.push(damage(0, HEADER_PAGE_LEN, "the segment's header is damaged; the catalogue may know it"));
+            found.gaps.push(damage(0, RECORDS_START, "the segment's header is damaged; the catalogue may know it"));
             return Ok(Some(found));
         }
     };
-    found.survey.used_bytes = HEADER_PAGE_LEN;
-    let mut scanner = Scanner::new(file, identity, HEADER_PAGE_LEN, allocated_bytes);
+    found.survey.used_bytes = RECORDS_START;
+    let mut scanner = Scanner::new(file, identity, RECORDS_START, allocated_bytes);
     loop {
         if depth == Depth::Headers
             && let Some(header) = scanner.peek_header()?

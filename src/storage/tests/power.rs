@@ -182,13 +182,32 @@ fn rule_2_only_settled_ranges_that_were_written_down_let_a_segment_go() {
 }
 
 #[test]
+fn a_segment_with_one_damaged_copy_of_its_header_loses_nothing() {
+    for copy in 0..2 {
+        let world = world();
+        let (store, log, _) = start(&world);
+        assert_eq!(write(&log, &payloads(0..3)), 3);
+        drop((store, log));
+        world.kill();
+        let file = world.disk().open(&segment_paths(&world)[0]).expect("opens");
+        let zeros = [0; segment::HEADER_PAGE_LEN as usize];
+        file.write_all_at(&mut [std::io::IoSlice::new(&zeros)], copy * segment::HEADER_PAGE_LEN).expect("overwritten");
+        let (_store, log, seen) = start(&world);
+        assert_eq!(read_all(&log, 0), [0, 1, 2]);
+        assert!(seen.lost.lock().is_empty(), "{:?}", seen.lost.lock());
+    }
+}
+
+#[test]
 fn rule_5_a_segment_whose_header_is_damaged_is_reported() {
     let world = world();
     let (store, log, _) = start(&world);
     assert_eq!(write(&log, &payloads(0..3)), 3);
     drop((store, log));
     world.kill();
-    world.flip(&segment_paths(&world)[0], 30, 1).expect("flipped");
+    for copy in 0..2 {
+        world.flip(&segment_paths(&world)[0], copy * segment::HEADER_PAGE_LEN + 30, 1).expect("flipped");
+    }
     let (_store, _, seen) = start(&world);
     let lost = seen.lost.lock();
     assert!(lost.iter().any(|lost| lost.reason.contains("header")), "{lost:?}");
@@ -215,7 +234,7 @@ fn rule_5_a_flipped_bit_costs_at_most_its_record_and_is_reported() {
         for _ in 0..flips {
             let path = &paths[rng.usize(..paths.len())];
             let len = world.len_of(path).expect("measured");
-            world.flip(path, rng.u64(segment::HEADER_PAGE_LEN..len), rng.u8(..8)).expect("flipped");
+            world.flip(path, rng.u64(segment::RECORDS_START..len), rng.u8(..8)).expect("flipped");
         }
         let (_store, log, seen) = start(&world);
         let found = read_all(&log, 0);

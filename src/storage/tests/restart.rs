@@ -101,7 +101,7 @@ fn an_opening_after_a_crash_reads_headers_and_a_few_segments_and_not_the_backlog
     };
     let (store, _, _) = open_on(Arc::new(RealDisk), &live, &options).expect("opens");
     let log = store.queue("q", &cursor("x")).expect("queue");
-    let per_segment = (LARGE_SEGMENT_BYTES - 4096) / 10_080;
+    let per_segment = (LARGE_SEGMENT_BYTES - segment::RECORDS_START) / 10_080;
     let count = SEGMENTS * per_segment + per_segment / 2;
     for _ in 0..count {
         let new = record(vec![7; 10_000]);
@@ -133,7 +133,7 @@ fn an_opening_after_a_crash_reads_headers_and_a_few_segments_and_not_the_backlog
     assert_eq!(log.status().cursors[0].backlog.records, count - per_segment / 2);
     let (read, backlog) = (read_bytes.load(Ordering::SeqCst), count * 10_080);
     let witness = 512 << 10;
-    let most = witness + (SEGMENTS + 2) * 4096 + 3 * LARGE_SEGMENT_BYTES;
+    let most = witness + (SEGMENTS + 2) * segment::RECORDS_START + 3 * LARGE_SEGMENT_BYTES;
     println!("opened {backlog} bytes of backlog by reading {read}");
     assert!(read <= most && most < backlog / 4, "{read} bytes were read, at most {most} are needed of {backlog}");
 }

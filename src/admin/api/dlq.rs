@@ -1,0 +1,346 @@
+//! Dead letters over HTTP.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::{Api, blocking, refuse};
+use crate::dlq::{self, EditError, Filter, Note, format_id, parse_id};
+use crate::storage::DeadLetterLog;
+use crate::storage::dead_letters::LetterError;
+use crate::storage::unix_now_ns;
+
+/// Lines of a stream that wait for a slow reader.
+const LINES_AHEAD: usize = 16;
+const LINES: &str = "application/x-ndjson";
+const PAGE_DEFAULT: usize = 100;
+/// Longest reason that is noted about a letter.
+const MESSAGE_BYTES_MAX: usize = 1 << 10;
+
+/// A filter as it stands in a URL.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Selection {
+    /// Separated by commas.
+    ids: Option<String>,
+    queue: Option<String>,
+    exporter: Option<String>,
+    signal: Option<String>,
+    reason: Option<dlq::Reason>,
+    service: Option<String>,
+    since_unix_ms: Option<u64>,
+    until_unix_ms: Option<u64>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+impl Selection {
+    fn filter(self) -> Filter {
+        let ids = self.ids.map(|ids| ids.split(',').map(str::to_owned).collect()).unwrap_or_default();
+        Filter {
+            ids,
+            queue: self.queue,
+            exporter: self.exporter,
+            signal: self.signal,
+            reason: self.reason,
+            service: self.service,
+            since_unix_ms: self.since_unix_ms,
+            until_unix_ms: self.until_unix_ms,
+        }
+    }
+}
+
+fn failed(error: &LetterError) -> Response {
+    let status = if error.is_full() { StatusCode::INSUFFICIENT_STORAGE } else { StatusCode::INTERNAL_SERVER_ERROR };
+    refuse(status, error, None)
+}
+
+fn unknown(id: &str) -> Response {
+    refuse(StatusCode::NOT_FOUND, format!("there is no letter {id}"), Some("`forebay dlq list` shows which there are"))
+}
+
+pub async fn list(State(api): State<Arc<Api>>, Query(mut selection): Query<Selection>) -> Response {
+    let after = selection.after.take().and_then(|after| parse_id(&after));
+    let limit = selection.limit.unwrap_or(PAGE_DEFAULT);
+    let log = Arc::clone(api.letters.log());
+    match blocking(move || dlq::list(&log, &selection.filter(), after, limit)).await {
+        Ok(Ok(listed)) => Json(listed).into_response(),
+        Ok(Err(error)) => failed(&error),
+        Err(response) => response,
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shown {
+    payload: bool,
+}
+
+pub async fn show(State(api): State<Arc<Api>>, Path(id): Path<String>, Query(shown): Query<Shown>) -> Response {
+    let Some(number) = parse_id(&id) else { return unknown(&id) };
+    let log = Arc::clone(api.letters.log());
+    match blocking(move || dlq::show(&log, number, shown.payload)).await {
+        Ok(Ok(Some(entry))) => Json(entry).into_response(),
+        Ok(Ok(None)) => unknown(&id),
+        Ok(Err(error)) => failed(&error),
+        Err(response) => response,
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Edited {
+    pub id: String,
+    pub items: u64,
+}
+
+pub async fn edit(State(api): State<Arc<Api>>, Path(id): Path<String>, text: Bytes) -> Response {
+    let Some(number) = parse_id(&id) else { return unknown(&id) };
+    let log = Arc::clone(api.letters.log());
+    match blocking(move || dlq::edit(&log, number, &text)).await {
+        Ok(Ok(items)) => {
+            tracing::info!(letter = %id, items, "a dead letter was edited");
+            Json(Edited { id, items }).into_response()
+        }
+        Ok(Err(EditError::Unknown(_))) => unknown(&id),
+        Ok(Err(EditError::Log(error))) => failed(&error),
+        Ok(Err(error)) => refuse(StatusCode::BAD_REQUEST, error, Some("the letter is as it was")),
+        Err(response) => response,
+    }
+}
+
+/// Sends lines as they come; the work ends when nobody reads any more.
+fn lines(receiver: mpsc::Receiver<Vec<u8>>) -> Response {
+    let stream = futures_util::stream::unfold(receiver, async |mut receiver| {
+        let line = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(line), receiver))
+    });
+    ([(CONTENT_TYPE, LINES)], Body::from_stream(stream)).into_response()
+}
+
+pub async fn export(State(api): State<Arc<Api>>, Query(selection): Query<Selection>) -> Response {
+    let log = Arc::clone(api.letters.log());
+    let filter = selection.filter();
+    let selecting = Arc::clone(&log);
+    let ids = match blocking(move || filter.select(&selecting)).await {
+        Ok(Ok(ids)) => ids,
+        Ok(Err(error)) => return failed(&error),
+        Err(response) => return response,
+    };
+    let (sender, receiver) = mpsc::channel(LINES_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        for id in ids {
+            let Some(line) = exported(&log, id) else { continue };
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines(receiver)
+}
+
+/// One letter as a line; what cannot be one is said in the log.
+fn exported(log: &DeadLetterLog, id: u64) -> Option<Vec<u8>> {
+    let text = match log.read(id) {
+        Ok(letter) => dlq::payload_json(&letter?),
+        Err(error) => Err(error.to_string()),
+    };
+    match text {
+        Ok(mut line) => {
+            line.push(b'\n');
+            Some(line)
+        }
+        Err(error) => {
+            tracing::warn!(letter = format_id(id), %error, "a dead letter cannot be exported");
+            None
+        }
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PurgeRequest {
+    pub filter: Filter,
+    /// Every letter there is; else an empty filter is refused.
+    pub all: bool,
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Purged {
+    pub letters: usize,
+    pub items: u64,
+    pub dry_run: bool,
+}
+
+fn is_vague(filter: &Filter, all: bool) -> Option<Response> {
+    (filter.is_empty() && !all).then(|| {
+        refuse(StatusCode::BAD_REQUEST, "no letters are named", Some("name ids or a filter, or say that all are meant"))
+    })
+}
+
+pub async fn purge(State(api): State<Arc<Api>>, Json(request): Json<PurgeRequest>) -> Response {
+    if let Some(refusal) = is_vague(&request.filter, request.all) {
+        return refusal;
+    }
+    let log = Arc::clone(api.letters.log());
+    let dry_run = request.dry_run;
+    let work = move || -> Result<Purged, LetterError> {
+        let ids = request.filter.select(&log)?;
+        let items = ids.iter().filter_map(|id| log.row(*id)).map(|row| u64::from(row.items)).sum();
+        let letters = if dry_run { ids.len() } else { log.remove(&ids)? };
+        Ok(Purged { letters, items, dry_run })
+    };
+    match blocking(work).await {
+        Ok(Ok(purged)) => {
+            if !dry_run {
+                tracing::info!(letters = purged.letters, items = purged.items, "dead letters were purged");
+            }
+            Json(purged).into_response()
+        }
+        Ok(Err(error)) => failed(&error),
+        Err(response) => response,
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReplayRequest {
+    pub filter: Filter,
+    pub all: bool,
+    /// An exporter's id; without, each letter goes to the one that could not deliver it.
+    pub to: Option<String>,
+    /// Letters a second at the most.
+    pub rate: Option<f64>,
+    pub dry_run: bool,
+}
+
+/// One line for each letter, and one at the end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Progress {
+    Letter {
+        id: String,
+        delivered: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        done: usize,
+        of: usize,
+    },
+    Summary {
+        delivered: usize,
+        failed: usize,
+        items: u64,
+        dry_run: bool,
+    },
+}
+
+impl Progress {
+    fn line(&self) -> Vec<u8> {
+        // Text and numbers always can be written.
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+}
+
+pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayRequest>) -> Response {
+    if let Some(refusal) = is_vague(&request.filter, request.all) {
+        return refusal;
+    }
+    if request.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+        return refuse(StatusCode::BAD_REQUEST, "the rate must be above zero", None);
+    }
+    let log = Arc::clone(api.letters.log());
+    let filter = request.filter.clone();
+    let ids = match blocking(move || filter.select(&log)).await {
+        Ok(Ok(ids)) => ids,
+        Ok(Err(error)) => return failed(&error),
+        Err(response) => return response,
+    };
+    let (sender, receiver) = mpsc::channel(LINES_AHEAD);
+    if request.dry_run {
+        let log = api.letters.log();
+        let items = ids.iter().filter_map(|id| log.row(*id)).map(|row| u64::from(row.items)).sum();
+        let summary = Progress::Summary { delivered: ids.len(), failed: 0, items, dry_run: true };
+        return ([(CONTENT_TYPE, LINES)], summary.line()).into_response();
+    }
+    if api.replaying.try_lock().is_err() {
+        return refuse(StatusCode::CONFLICT, "another replay is under way", Some("wait for it, or interrupt it"));
+    }
+    tokio::spawn(async move {
+        let _one_at_a_time = api.replaying.lock().await;
+        let (mut delivered, mut failed, mut items) = (0, 0, 0);
+        let pause = request.rate.map(|rate| Duration::from_secs_f64(1.0 / rate));
+        for (index, id) in ids.iter().enumerate() {
+            let started = tokio::time::Instant::now();
+            let result = one(&api, *id, request.to.as_deref()).await;
+            match &result {
+                Ok(sent) => {
+                    delivered += 1;
+                    items += sent;
+                }
+                Err(_) => failed += 1,
+            }
+            let line = Progress::Letter {
+                id: format_id(*id),
+                delivered: result.is_ok(),
+                message: result.err(),
+                done: index + 1,
+                of: ids.len(),
+            };
+            // Nobody listens any more: what is done is done, and the rest stays.
+            if sender.send(line.line()).await.is_err() {
+                return;
+            }
+            if let Some(pause) = pause {
+                tokio::time::sleep_until(started + pause).await;
+            }
+        }
+        tracing::info!(delivered, failed, items, "a replay of dead letters ended");
+        let summary = Progress::Summary { delivered, failed, items, dry_run: false };
+        // Its reader has seen every line but this one.
+        let _ = sender.send(summary.line()).await;
+    });
+    lines(receiver)
+}
+
+/// Sends one letter; ended only when it is delivered, else what went wrong is noted. Returns its items.
+async fn one(api: &Arc<Api>, id: u64, to: Option<&str>) -> Result<u64, String> {
+    let log = Arc::clone(api.letters.log());
+    let read = tokio::task::spawn_blocking(move || log.read(id)).await.map_err(|error| error.to_string())?;
+    let letter = read.map_err(|error| error.to_string())?.ok_or("it is gone already")?;
+    let sent = api.resend.resend(&letter, to).await;
+    let log = Arc::clone(api.letters.log());
+    let items = u64::from(letter.row.items);
+    match sent {
+        Ok(()) => {
+            let ended =
+                tokio::task::spawn_blocking(move || log.remove(&[id])).await.map_err(|error| error.to_string())?;
+            ended.map_err(|error| format!("it was delivered, and could not be removed: {error}"))?;
+            Ok(items)
+        }
+        Err(message) => {
+            let before: Option<Note> = letter.note.and_then(|note| serde_json::from_slice(&note).ok());
+            let message = message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)].to_owned();
+            let replays = before.map_or(0, |note| note.replays) + 1;
+            let note = Note { replays, message: message.clone(), at_unix_ms: unix_now_ns() / 1_000_000 };
+            let note = serde_json::to_vec(&note).unwrap_or_default();
+            match tokio::task::spawn_blocking(move || log.note(id, Bytes::from(note))).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::warn!(letter = format_id(id), %error, "a failed replay cannot be noted"),
+                Err(error) => tracing::warn!(letter = format_id(id), %error, "a failed replay cannot be noted"),
+            }
+            Err(message)
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A letter's payload in a person's editor.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::cli::Failure;
+use crate::dlq::Entry;
+
+/// `$VISUAL`, else `$EDITOR`, else vi, as a command of the shell.
+fn command() -> OsString {
+    ["VISUAL", "EDITOR"].into_iter().find_map(std::env::var_os).unwrap_or_else(|| "vi".into())
+}
+
+/// A new directory that nobody else may look into.
+fn private_dir() -> std::io::Result<PathBuf> {
+    let dir = std::env::temp_dir().join(format!("forebay-edit-{:016x}", fastrand::u64(..)));
+    std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    Ok(dir)
+}
+
+fn write(dir: &std::path::Path, id: &str, text: &[u8]) -> std::io::Result<PathBuf> {
+    let path = dir.join(format!("{id}.json"));
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+    file.write_all(text)?;
+    Ok(path)
+}
+
+/// Opens the payload and waits; None when it was left as it was.
+pub fn open(entry: &Entry) -> Result<Option<Vec<u8>>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::Other(format!("failed to edit letter {}: {error}", entry.id));
+    let before = match &entry.payload {
+        Some(serde_json::Value::String(text)) => text.clone().into_bytes(),
+        Some(value) => serde_json::to_vec_pretty(value).map_err(|error| failed(&error))?,
+        None => Vec::new(),
+    };
+    let dir = private_dir().map_err(|error| failed(&error))?;
+    let edited = (|| {
+        let path = write(&dir, &entry.id, &before)?;
+        // As git does: the variable may hold a command with options.
+        let status = Command::new("sh").arg("-c").arg("eval \"$0 \\\"\\$1\\\"\"").arg(command()).arg(&path).status()?;
+        if !status.success() {
+            return Err(std::io::Error::other(format!("the editor ended with {status}")));
+        }
+        std::fs::read(&path)
+    })();
+    std::fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
+    let after = edited.map_err(|error| failed(&error))?;
+    Ok((after != before).then_some(after))
+}
+
+/// Keeps a text that was refused; says where, or why not.
+pub fn keep(id: &str, text: &[u8]) -> String {
+    match private_dir().and_then(|dir| write(&dir, id, text)) {
+        Ok(path) => format!("your text is in {0}; mend it, then `forebay dlq edit {id} --from {0}`", path.display()),
+        Err(error) => format!("your text could not be kept: {error}"),
+    }
+}

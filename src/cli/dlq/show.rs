@@ -1,0 +1,146 @@
+//! Dead letters as text.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use crate::admin::api::Progress;
+use crate::cli::{Failure, output};
+use crate::dlq::{Entry, Listed};
+use crate::storage::unix_now_ns;
+
+/// Longest message in a list; `show` has all of it.
+const MESSAGE_CHARS_MAX: usize = 60;
+
+fn ago(unix_ms: u64) -> String {
+    let seconds = (unix_now_ns() / 1_000_000).saturating_sub(unix_ms) / 1000;
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+pub fn list(found: &Listed) -> String {
+    if found.letters.is_empty() {
+        return "no dead letters\n".to_owned();
+    }
+    let mut text = format!(
+        "{:16}  {:>7}  {:7}  {:>6}  {:10}  {:20}  {:14}  MESSAGE\n",
+        "ID", "AGE", "SIGNAL", "ITEMS", "SIZE", "EXPORTER", "REASON"
+    );
+    for entry in &found.letters {
+        let description = &entry.description;
+        let message: String =
+            description.message.chars().take(MESSAGE_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let _infallible = writeln!(
+            text,
+            "{:16}  {:>7}  {:7}  {:>6}  {:10}  {:20}  {:14}  {message}",
+            entry.id,
+            ago(entry.parked_unix_ms),
+            entry.signal,
+            entry.items,
+            format!("{} B", entry.bytes),
+            description.exporter.as_deref().unwrap_or("-"),
+            description.reason.name(),
+        );
+    }
+    if found.letters.len() < found.matching {
+        let _infallible = writeln!(text, "{} of {}; --limit 0 shows all", found.letters.len(), found.matching);
+    }
+    text
+}
+
+pub fn entry(entry: &Entry) -> String {
+    let description = &entry.description;
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _infallible = writeln!(text, "{name:10} {value}");
+        }
+    };
+    line("letter", &entry.id);
+    line("reason", description.reason.name());
+    line("status", description.status.as_deref().unwrap_or_default());
+    line("message", &description.message);
+    line("exporter", description.exporter.as_deref().unwrap_or_default());
+    line("queue", &description.queue);
+    line("service", description.service_name.as_deref().unwrap_or_default());
+    line("holds", &format!("{} items of {}, {} bytes", entry.items, entry.signal, entry.bytes));
+    line("received", &format!("{} ago", ago(description.received_unix_ms)));
+    line("parked", &format!("{} ago, after {} attempts", ago(entry.parked_unix_ms), description.attempts));
+    if let Some(note) = &entry.replay {
+        line(
+            "replayed",
+            &format!("{} times in vain, last {} ago: {}", note.replays, ago(note.at_unix_ms), note.message),
+        );
+    }
+    match &entry.payload {
+        None => line("payload", "not shown (it may hold personal data); --show-payload shows it"),
+        Some(payload) => {
+            let shown = match payload {
+                serde_json::Value::String(text) => text.clone(),
+                value => serde_json::to_string_pretty(value).unwrap_or_default(),
+            };
+            let _infallible = writeln!(text, "{shown}");
+        }
+    }
+    text
+}
+
+/// A replay as it goes on: a bar for a terminal, failures as lines, a summary at the end.
+pub struct ReplayProgress {
+    json: bool,
+    has_bar: bool,
+    failed: usize,
+    summary: Option<Progress>,
+}
+
+impl ReplayProgress {
+    pub fn new(json: bool) -> ReplayProgress {
+        ReplayProgress { json, has_bar: std::io::stderr().is_terminal(), failed: 0, summary: None }
+    }
+
+    pub fn take(&mut self, progress: &Progress) -> Result<(), Failure> {
+        if self.json {
+            let text = serde_json::to_string(progress).map_err(|error| Failure::Other(error.to_string()))?;
+            output::print(&format!("{text}\n"))?;
+        }
+        match progress {
+            Progress::Letter { id, delivered, message, done, of } => {
+                if !delivered {
+                    self.failed += 1;
+                    if !self.json {
+                        let message = message.as_deref().unwrap_or("no reason");
+                        output::complain(&format_args!("letter {id} stays: {message}"));
+                    }
+                }
+                if self.has_bar {
+                    const WIDTH: usize = 40;
+                    let filled = WIDTH * done / (*of).max(1);
+                    let bar: String = (0..WIDTH).map(|at| if at < filled { '#' } else { '.' }).collect();
+                    eprint!("\r[{bar}] {done} of {of}, {} failed ", self.failed);
+                }
+            }
+            summary => self.summary = Some(summary.clone()),
+        }
+        Ok(())
+    }
+
+    /// What stays is a failure of the command.
+    pub fn end(self) -> Result<(), Failure> {
+        if self.has_bar {
+            eprintln!();
+        }
+        let Some(Progress::Summary { delivered, failed, items, dry_run }) = self.summary else {
+            return Err(Failure::Other(
+                "the replay broke off; what was delivered is removed, the rest stays\n  help: run it again".to_owned(),
+            ));
+        };
+        if !self.json {
+            let word = if dry_run { "would be sent" } else { "delivered" };
+            output::print(&format!("{delivered} letters with {items} items {word}, {failed} failed and stay\n"))?;
+        }
+        if failed > 0 { Err(Failure::Other(format!("{failed} letters could not be delivered"))) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,416 @@
+//! Poison is found, parked and costs nobody else anything.
+
+use std::collections::BTreeMap;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use prost::Message;
+
+use super::*;
+use crate::dlq::{DeadLetters, Description, OnFull, Reason};
+use crate::exporters::RemoteStatus;
+use crate::storage::DeadLetterLog;
+use crate::storage::dead_letters::{AtCap, Options as LetterOptions};
+
+/// A request with spans of these names in two resources.
+fn request(names: &[String]) -> Vec<u8> {
+    let resource = |names: &[String]| ResourceSpans {
+        scope_spans: vec![ScopeSpans {
+            spans: names.iter().map(|name| Span { name: name.clone(), ..Span::default() }).collect(),
+            ..ScopeSpans::default()
+        }],
+        ..ResourceSpans::default()
+    };
+    let (first, second) = names.split_at(names.len() / 3);
+    let resource_spans = [first, second].into_iter().filter(|names| !names.is_empty()).map(resource).collect();
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+}
+
+fn names_in(payload: &[u8]) -> Vec<String> {
+    let request = ExportTraceServiceRequest::decode(payload).expect("valid");
+    let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+    scopes.flat_map(|scope| scope.spans).map(|span| span.name).collect()
+}
+
+fn names_of(batch: &Batch) -> Vec<String> {
+    names_in(&batch.payload.clone().into_bytes())
+}
+
+async fn put_spans(router: &Router, names: &[String]) {
+    let payload = request(names);
+    let budget = Budget::new(1 << 20);
+    let offer = Offer {
+        signal: Signal::Traces,
+        encoding: Encoding::Identity,
+        items: names.len() as u64,
+        raw_len: payload.len() as u64,
+        metadata: Vec::new(),
+        payload: Bytes::from(payload),
+        permit: budget.empty_permit(),
+        marks: crate::queue::Marks::default(),
+        peer: None,
+    };
+    let _receipt = router.offer(offer).await.expect("accepted");
+}
+
+/// `n` names, of which those at `poison` begin with that word.
+fn named(n: usize, poison: &[usize]) -> Vec<String> {
+    (0..n).map(|at| if poison.contains(&at) { format!("poison {at}") } else { format!("good {at}") }).collect()
+}
+
+fn refused(message: &str) -> Outcome {
+    Outcome::Failed(Failure {
+        class: Class::Batch,
+        status: Some(RemoteStatus::Http(400)),
+        retry_after: None,
+        too_large: false,
+        message: message.to_owned(),
+    })
+}
+
+fn too_large() -> Outcome {
+    let Outcome::Failed(failure) = refused("too large") else { unreachable!() };
+    Outcome::Failed(Failure { too_large: true, status: Some(RemoteStatus::Http(413)), ..failure })
+}
+
+fn hates_poison(batch: &Batch, _: usize) -> Outcome {
+    match names_of(batch).iter().find(|name| name.starts_with("poison")) {
+        Some(name) => refused(&format!("cannot take {name}")),
+        None => Outcome::Delivered,
+    }
+}
+
+fn letters_in(dir: &Path, max_bytes: u64, on_full: OnFull) -> Arc<DeadLetters> {
+    let options = LetterOptions { max_bytes, at_cap: AtCap::Refuse };
+    let (log, _) = DeadLetterLog::open(Arc::new(RealDisk), &dir.join("dlq"), options, None).expect("opens");
+    Arc::new(DeadLetters::new(Arc::new(log), on_full))
+}
+
+struct Case {
+    _dir: tempfile::TempDir,
+    _store: Store,
+    log: Arc<Log>,
+    router: Router,
+    letters: Arc<DeadLetters>,
+}
+
+fn case() -> Case {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = open(dir.path());
+    let letters = letters_in(dir.path(), 64 << 20, OnFull::Block);
+    Case { _dir: dir, _store: store, log, router, letters }
+}
+
+impl Case {
+    fn destination(&self, exporter: &Arc<Scripted>, change: impl FnOnce(&mut Policy)) -> Arc<Destination> {
+        let retry = RetryPolicy {
+            initial_interval: Duration::from_millis(2),
+            max_interval: Duration::from_millis(5),
+            ..RetryPolicy::default()
+        };
+        let batch = BatchPolicy { min_items: 1, max_items: 0, flush_timeout: Duration::ZERO };
+        let parking = Some(Parking { letters: Arc::clone(&self.letters), keeps_partial: false });
+        let mut policy = Policy { retry, batch, consumers: 1, memory_bytes: 64 << 20, parking };
+        change(&mut policy);
+        Destination::new("x", Arc::clone(exporter) as _, policy, Arc::new(Unobserved))
+    }
+
+    async fn deliver_all(&self, destination: &Arc<Destination>) -> Arc<Subscription> {
+        deliver(&self.log, destination, || settled(&self.log) == self.log.durable_end()).await
+    }
+
+    /// The parked letters: names of their spans, and why.
+    fn parked(&self) -> BTreeMap<Vec<String>, Description> {
+        let log = self.letters.log();
+        let read = |row: crate::storage::dead_letters::Row| {
+            let letter = log.read(row.id).expect("readable").expect("there");
+            (names_in(&letter.payload), Description::from_bytes(&letter.description).expect("a description"))
+        };
+        log.rows().into_iter().map(read).collect()
+    }
+}
+
+/// Names that were taken, sorted; the good ones must be there once.
+fn taken(exporter: &Scripted) -> Vec<String> {
+    let mut names = names_in(&exporter.taken.lock());
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn every_poison_is_parked_alone_everything_else_is_delivered_once_and_requests_stay_within_the_bound() {
+    let n = 1000;
+    let mut dice = fastrand::Rng::with_seed(7);
+    let scattered = |p: usize, dice: &mut fastrand::Rng| -> Vec<usize> {
+        let mut all: Vec<usize> = (0..n).collect();
+        dice.shuffle(&mut all);
+        all[..p].to_vec()
+    };
+    let mut cases: Vec<Vec<usize>> = vec![vec![0], vec![n - 1], (0..40).collect(), (n - 40..n).collect()];
+    cases.push((300..500).collect());
+    for p in [1, 2, 5, 10, 50, 200] {
+        cases.push(scattered(p, &mut dice));
+    }
+    for poison in cases {
+        let case = case();
+        let names = named(n, &poison);
+        put_spans(&case.router, &names).await;
+        let exporter = scripted(hates_poison);
+        case.deliver_all(&case.destination(&exporter, |_| {})).await;
+        let good: BTreeSet<String> = names.iter().filter(|name| name.starts_with("good")).cloned().collect();
+        let taken = taken(&exporter);
+        assert_eq!(taken.iter().cloned().collect::<BTreeSet<_>>(), good, "{poison:?}");
+        // Among very much poison in a row an item is sent twice now and then, to learn whether any is taken.
+        assert!(taken.len() - good.len() <= poison.len() / 30, "{} sent twice", taken.len() - good.len());
+        let parked = case.parked();
+        assert_eq!(parked.len(), poison.len());
+        for at in &poison {
+            let description = &parked[&vec![format!("poison {at}")]];
+            assert_eq!(description.reason, Reason::Rejected);
+            assert_eq!(description.message, format!("cannot take poison {at}"));
+            assert_eq!(description.status.as_deref(), Some("HTTP 400"));
+            assert_eq!((description.exporter.as_deref(), description.queue.as_str()), (Some("x"), "traces"));
+            assert!(description.attempts >= 2);
+        }
+        let p = poison.len() as f64;
+        let bound = 2.0 * p * ((n as f64 / p).log2() + 1.0) + 1.0;
+        let requests = exporter.seen.lock().len();
+        assert!(requests as f64 <= bound, "{p} of {n}: {requests} requests, at most {bound:.0}");
+    }
+}
+
+#[tokio::test]
+async fn poison_in_one_of_many_records_is_cut_out_between_records() {
+    let case = case();
+    for record in 0..10 {
+        let poison = if record == 4 { &[3usize][..] } else { &[] };
+        let names: Vec<String> = named(10, poison).into_iter().map(|name| format!("{name} of {record}")).collect();
+        put_spans(&case.router, &names).await;
+    }
+    let exporter = scripted(hates_poison);
+    case.deliver_all(&case.destination(&exporter, |_| {})).await;
+    assert_eq!(taken(&exporter).len(), 99);
+    assert_eq!(case.parked().into_keys().collect::<Vec<_>>(), [["poison 3 of 4"]]);
+    let seen = exporter.seen.lock();
+    let whole_records = seen.iter().filter(|batch| batch.items.is_multiple_of(10)).count();
+    assert!(whole_records >= 4, "the first cuts are between records");
+}
+
+#[tokio::test]
+async fn a_destination_that_refuses_everything_is_recognised_held_and_gets_everything_when_it_recovers() {
+    let case = case();
+    put_spans(&case.router, &named(2000, &[])).await;
+    put_spans(&case.router, &named(2000, &[])).await;
+    let well = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_well = Arc::clone(&well);
+    let exporter = scripted(move |_, _| match is_well.load(Ordering::Relaxed) {
+        true => Outcome::Delivered,
+        false => refused("no"),
+    });
+    let destination = case.destination(&exporter, |policy| policy.batch.max_items = 2000);
+    let subscription = Subscription::new(Arc::clone(&case.log), "x");
+    let stop = Drain::default();
+    let running = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(&destination), stop.clone()));
+    let held = async {
+        while subscription.status().held_ranges < 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, held).await.expect("held");
+    let requests = exporter.seen.lock().len();
+    assert!(requests <= REFUSALS_IN_ROW_MAX as usize + 2, "{requests} requests to find out");
+    assert_eq!(case.letters.log().status().letters, 0, "nothing is parked");
+    assert_eq!(settled(&case.log), 0);
+    well.store(true, Ordering::Relaxed);
+    assert_eq!(subscription.retry_held(), 2);
+    let done = async {
+        while settled(&case.log) < 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, done).await.expect("delivered");
+    stop.abort.cancel();
+    running.await.expect("no panic");
+    assert_eq!(taken(&exporter).len(), 4000);
+}
+
+#[tokio::test]
+async fn a_lone_poison_is_held_until_the_destination_is_known_to_take_something_else() {
+    let case = case();
+    put_spans(&case.router, &named(1, &[0])).await;
+    let exporter = scripted(hates_poison);
+    let destination = case.destination(&exporter, |_| {});
+    let subscription = Subscription::new(Arc::clone(&case.log), "x");
+    let stop = Drain::default();
+    let running = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(&destination), stop.clone()));
+    let wait = |until: Box<dyn Fn() -> bool>| async move {
+        let done = async {
+            while !until() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, done).await.expect("in time");
+    };
+    let status = Arc::clone(&subscription);
+    wait(Box::new(move || status.status().held_ranges == 1)).await;
+    assert_eq!(case.letters.log().status().letters, 0);
+    put_spans(&case.router, &named(1, &[])).await;
+    let log = Arc::clone(&case.log);
+    wait(Box::new(move || log.cursor("x").is_some_and(|cursor| cursor.is_settled(1)))).await;
+    subscription.retry_held();
+    let log = Arc::clone(&case.log);
+    wait(Box::new(move || settled(&log) == 2)).await;
+    assert_eq!(case.parked().into_keys().collect::<Vec<_>>(), [["poison 0"]]);
+    stop.abort.cancel();
+    running.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn what_is_too_large_goes_in_parts_none_is_sent_twice_and_a_giant_is_parked_alone() {
+    let case = case();
+    let limit = 100 << 10;
+    let mut names: Vec<String> = (0..300).map(|n| format!("{n} {}", "x".repeat(2000))).collect();
+    names[150] = format!("giant {}", "x".repeat(limit));
+    put_spans(&case.router, &names).await;
+    let exporter = scripted(move |batch, _| if batch.payload.len() > limit { too_large() } else { Outcome::Delivered });
+    case.deliver_all(&case.destination(&exporter, |_| {})).await;
+    assert_eq!(taken(&exporter).len(), 299);
+    let parked = case.parked();
+    assert_eq!(parked.len(), 1);
+    let (parked_names, description) = parked.iter().next().expect("one");
+    assert!(parked_names[0].starts_with("giant") && parked_names.len() == 1);
+    assert_eq!(description.reason, Reason::TooLarge);
+    let seen = exporter.seen.lock();
+    let oversize: Vec<Bytes> =
+        seen.iter().map(|batch| batch.payload.clone().into_bytes()).filter(|payload| payload.len() > limit).collect();
+    let distinct: BTreeSet<&Bytes> = oversize.iter().collect();
+    assert_eq!(distinct.len(), oversize.len(), "an oversize part was uploaded twice");
+    assert!(oversize.len() <= 12, "{} oversize uploads", oversize.len());
+}
+
+#[tokio::test]
+async fn one_record_larger_than_the_configured_limit_goes_in_parts_from_the_beginning() {
+    let case = case();
+    let names: Vec<String> = (0..200).map(|n| format!("{n} {}", "x".repeat(1000))).collect();
+    put_spans(&case.router, &names).await;
+    let exporter = Arc::new(Scripted {
+        script: Box::new(|_, _| Outcome::Delivered),
+        seen: Mutex::default(),
+        taken: Mutex::default(),
+        max_request_bytes: 32 << 10,
+    });
+    case.deliver_all(&case.destination(&exporter, |_| {})).await;
+    assert_eq!(taken(&exporter).len(), 200);
+    let largest = exporter.seen.lock().iter().map(|batch| batch.payload.len()).max().expect("some");
+    assert!(largest <= (32 << 10) + 64, "{largest}");
+}
+
+#[tokio::test]
+async fn what_may_not_be_tried_any_longer_is_parked_whole() {
+    for (enabled, reason) in [(false, Reason::RetryDisabled), (true, Reason::Expired)] {
+        let case = case();
+        put_spans(&case.router, &named(3, &[])).await;
+        let exporter = scripted(|_, _| failure(Class::Retryable));
+        let destination = case.destination(&exporter, |policy| {
+            policy.retry.enabled = enabled;
+            policy.retry.max_elapsed_time = Duration::from_millis(20);
+        });
+        case.deliver_all(&destination).await;
+        let parked = case.parked();
+        assert_eq!(parked.keys().collect::<Vec<_>>(), [&named(3, &[])]);
+        assert_eq!(parked.values().next().expect("one").reason, reason);
+    }
+}
+
+#[tokio::test]
+async fn a_copy_of_what_was_taken_in_part_is_parked_where_that_is_wanted() {
+    for wanted in [false, true] {
+        let case = case();
+        put_spans(&case.router, &named(3, &[])).await;
+        let exporter = scripted(|_, _| Outcome::Partial { rejected_items: 2, message: "bad names".to_owned() });
+        let destination = case.destination(&exporter, |policy| {
+            policy.parking = Some(Parking { letters: Arc::clone(&case.letters), keeps_partial: wanted });
+        });
+        case.deliver_all(&destination).await;
+        assert_eq!(exporter.seen.lock().len(), 1, "never retried");
+        let parked = case.parked();
+        assert_eq!(parked.len(), usize::from(wanted));
+        if let Some(description) = parked.values().next() {
+            assert_eq!(description.reason, Reason::Ambiguous);
+            assert_eq!(description.message, "2 of 3 items rejected: bad names");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_room_for_letters_only_the_record_with_the_poison_is_held() {
+    for on_full in [OnFull::Block, OnFull::Drop] {
+        let mut case = case();
+        let dir = tempfile::tempdir().expect("temporary directory");
+        case.letters = letters_in(dir.path(), 0, on_full);
+        for record in 0..4 {
+            put_spans(&case.router, &named(10, if record == 2 { &[5] } else { &[] })).await;
+        }
+        let exporter = scripted(hates_poison);
+        let destination = case.destination(&exporter, |_| {});
+        let expected: &[u64] = if on_full == OnFull::Block { &[2] } else { &[] };
+        let unsettled = || {
+            let cursor = case.log.cursor("x").expect("cursor");
+            (0..4).filter(|sequence| !cursor.is_settled(*sequence)).collect::<Vec<u64>>()
+        };
+        let subscription = deliver(&case.log, &destination, || unsettled() == expected).await;
+        assert_eq!(taken(&exporter).len(), 39);
+        assert_eq!(subscription.status().held_ranges, expected.len());
+    }
+}
+
+#[tokio::test]
+async fn what_makes_a_destination_stumble_while_others_pass_is_set_aside_alone() {
+    let case = case();
+    put_spans(&case.router, &named(16, &[3])).await;
+    let exporter = scripted(|batch, _| match names_of(batch).iter().any(|name| name.starts_with("poison")) {
+        true => failure(Class::Retryable),
+        false => Outcome::Delivered,
+    });
+    let destination = case.destination(&exporter, |policy| {
+        policy.batch.max_items = 16;
+        policy.consumers = 2;
+    });
+    let subscription = Subscription::new(Arc::clone(&case.log), "x");
+    let stop = Drain::default();
+    let running = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(&destination), stop.clone()));
+    let others_pass = async {
+        while subscription.status().held_ranges == 0 {
+            put_spans(&case.router, &["other".to_owned()]).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, others_pass).await;
+    let mut sizes = BTreeMap::new();
+    for batch in exporter.seen.lock().iter() {
+        let poison = names_of(batch).iter().any(|name| name.starts_with("poison"));
+        *sizes.entry((batch.items, poison)).or_insert(0) += 1;
+    }
+    assert!(in_time.is_ok(), "not set aside in time: {:?}, {sizes:?}", subscription.status());
+    stop.abort.cancel();
+    running.await.expect("no panic");
+    let good = taken(&exporter).into_iter().filter(|name| name.starts_with("good")).collect::<Vec<_>>();
+    assert_eq!(good.len(), 15, "{good:?}");
+    assert_eq!(case.letters.log().status().letters, 0, "it may be the destination's fault: kept, not parked");
+}
+
+#[tokio::test]
+async fn a_destination_that_fails_now_and_then_sets_nothing_aside() {
+    let case = case();
+    for record in 0..3000 {
+        put_spans(&case.router, &[format!("good {record}")]).await;
+    }
+    let exporter = scripted(|_, n| if n % 7 == 6 { failure(Class::Retryable) } else { Outcome::Delivered });
+    let destination = case.destination(&exporter, |policy| {
+        policy.batch.max_items = 2;
+        policy.consumers = 4;
+    });
+    let subscription = case.deliver_all(&destination).await;
+    assert_eq!(taken(&exporter).len(), 3000);
+    assert_eq!(subscription.status().held_ranges, 0);
+}

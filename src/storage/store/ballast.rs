@@ -1,0 +1,95 @@
+//! Real blocks set aside, given up when the catalogue needs room on a full disk and taken again when there is some.
+
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::storage::disk::Disk;
+use crate::storage::space::Space;
+
+/// sled grows by segments of half a MiB, and wants some more to start.
+const BYTES_MAX: u64 = 8 << 20;
+/// Of the cap, where that is small.
+const SHARE: u64 = 16;
+const CHUNK_BYTES: usize = 64 << 10;
+
+pub(super) struct Ballast {
+    disk: Arc<dyn Disk>,
+    space: Arc<Space>,
+    dir: PathBuf,
+    len: u64,
+    is_held: bool,
+}
+
+impl Ballast {
+    /// Takes what a former life left, or makes it if there is room. That there is none is no failure.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, space: Arc<Space>) -> io::Result<Ballast> {
+        let len = (space.max_bytes() / SHARE).min(BYTES_MAX) / 4096 * 4096;
+        let mut ballast = Ballast { disk, space, dir: dir.to_owned(), len, is_held: false };
+        match ballast.disk.open(&ballast.path()).and_then(|file| file.size()) {
+            Ok(found) if found == len => {
+                ballast.is_held = true;
+                ballast.space.add(len);
+            }
+            Ok(_) => ballast.disk.remove(&ballast.path())?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        if let Err(error) = ballast.restore() {
+            tracing::warn!(dir = %dir.display(), %error, "failed to set aside room for a full disk; going on without");
+        }
+        Ok(ballast)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("ballast")
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// Gives its blocks to whoever needs them now.
+    pub fn release(&mut self) -> io::Result<()> {
+        if self.is_held {
+            self.disk.remove(&self.path())?;
+            self.is_held = false;
+            self.space.subtract(self.len);
+            self.disk.sync_dir(&self.dir)?;
+        }
+        Ok(())
+    }
+
+    /// Takes its blocks again, if there is room for it and for what comes.
+    pub fn restore(&mut self) -> io::Result<()> {
+        if self.is_held || self.len == 0 || self.space.check(2 * self.len, String::new).is_err() {
+            return Ok(());
+        }
+        match self.make() {
+            Ok(()) => {
+                self.is_held = true;
+                self.space.add(self.len);
+                Ok(())
+            }
+            Err(error) => {
+                // Half a ballast is none; what cannot be removed now is replaced at the next open.
+                let removed = self.disk.remove(&self.path());
+                if error.kind() == io::ErrorKind::StorageFull { removed } else { Err(error) }
+            }
+        }
+    }
+
+    fn make(&self) -> io::Result<()> {
+        let file = self.disk.create(&self.path(), self.len)?;
+        // Written, so that file systems without fallocate give real blocks too.
+        let chunk = vec![0; CHUNK_BYTES.min(self.len as usize)];
+        let mut at = 0;
+        while at < self.len {
+            let len = chunk.len().min((self.len - at) as usize);
+            file.write_all_at(&mut [IoSlice::new(&chunk[..len])], at)?;
+            at += len as u64;
+        }
+        file.sync_data()?;
+        self.disk.sync_dir(&self.dir)
+    }
+}

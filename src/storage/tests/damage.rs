@@ -1,0 +1,175 @@
+//! Any file of a data directory with 10,000 records is damaged at random: it opens, loses at most what was damaged,
+//! says so, and gives out no wrong byte.
+//!
+//! `FOREBAY_DAMAGES=10000 cargo test --lib any_damage -- --nocapture` for the long form.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+const RECORDS: u64 = 10_000;
+const SHORT_FORM: u64 = 60;
+const SEGMENT: u64 = 256 << 10;
+
+fn directory_options() -> Options {
+    Options { segment_bytes: Some(SEGMENT), max_size_bytes: Some(64 << 20), ..options() }
+}
+
+/// A few hundred bytes that tell their number and cannot be mistaken for another's.
+fn content(n: u64) -> Vec<u8> {
+    let mut dice = fastrand::Rng::with_seed(n);
+    let mut bytes = n.to_le_bytes().to_vec();
+    bytes.extend(std::iter::repeat_with(|| dice.u8(..)).take(100 + (n % 300) as usize));
+    bytes
+}
+
+/// Two cursors, of which one has settled nothing and the other the first thousand.
+fn build(dir: &Path) {
+    let (store, _, _) = open_on(Arc::new(RealDisk), dir, &directory_options()).expect("opens");
+    let cursors = ["idle", "busy"].map(|name| (name.to_owned(), StartAt::Beginning));
+    let log = store.queue("traces", &cursors).expect("queue");
+    let answers: Vec<_> = (0..RECORDS)
+        .map(|n| {
+            let record = record(content(n));
+            log.append(log.reserve(record.weight()).expect("room"), record)
+        })
+        .collect();
+    for answer in answers {
+        let _receipt = answer.blocking_recv().expect("answered").expect("durable");
+    }
+    log.settle("busy", 0..1000);
+    drop(log);
+    store.close();
+}
+
+fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("listed") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() { files(&path, found) } else { found.push(path) }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("made");
+    for entry in std::fs::read_dir(from).expect("listed") {
+        let path = entry.expect("entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).map(drop).expect("copied");
+        }
+    }
+}
+
+/// What was done to which file, and the records that it can have cost at the most.
+struct Damage {
+    what: String,
+    at: Range<u64>,
+    path: PathBuf,
+}
+
+fn harm(dir: &Path, dice: &mut fastrand::Rng) -> Damage {
+    let mut paths = Vec::new();
+    files(dir, &mut paths);
+    paths.sort();
+    let path = dice.choice(&paths).expect("some").clone();
+    let mut bytes = std::fs::read(&path).expect("read");
+    let len = bytes.len() as u64;
+    let name = path.strip_prefix(dir).expect("below").display().to_string();
+    let at = dice.u64(..len.max(1));
+    let (what, at) = match dice.u8(..4) {
+        0 => {
+            bytes.truncate(at as usize);
+            ("cut off at", at..u64::MAX)
+        }
+        1 => {
+            let end = (at / 4096 * 4096 + 4096).min(len);
+            let start = at / 4096 * 4096;
+            bytes[start as usize..end as usize].fill(0);
+            ("a page zeroed at", start..end)
+        }
+        _ if len == 0 => ("left empty at", 0..0),
+        _ => {
+            bytes[at as usize] ^= 1 << dice.u8(..8);
+            ("a bit flipped at", at..at + 1)
+        }
+    };
+    std::fs::write(&path, bytes).expect("written");
+    Damage { what: format!("{name} {what} {}", at.start), at, path }
+}
+
+/// Where in which segment each record lies.
+fn places(dir: &Path) -> BTreeMap<u64, (PathBuf, Range<u64>)> {
+    let mut places = BTreeMap::new();
+    for path in segments(dir, "traces") {
+        let id = segment::parse_file_name(&path.file_name().expect("a name").to_string_lossy()).expect("an id");
+        let file = RealDisk.open(&path).expect("opens");
+        let segment::HeaderPage::Valid(identity) = segment::Identity::read(file.as_ref(), id).expect("read") else {
+            panic!("{} has no header", path.display())
+        };
+        for located in segment::scan_all(&file, identity).expect("scanned").records {
+            let end = located.offset + located.header.record_len();
+            places.insert(located.header.sequence, (path.clone(), located.offset..end));
+        }
+    }
+    places
+}
+
+/// Everything that can still be read, by sequence.
+fn read_everything(log: &Log) -> BTreeMap<u64, Bytes> {
+    let mut position = Position::at(0);
+    let mut found = BTreeMap::new();
+    while position.sequence < log.durable_end() {
+        let chunk = log.read_file(position, 1 << 20, 4096).expect("readable");
+        assert!(chunk.next.sequence > position.sequence, "no progress at {position:?}");
+        position = chunk.next;
+        found.extend(chunk.records.into_iter().map(|record| (record.sequence, record.payload)));
+    }
+    found
+}
+
+#[test]
+fn any_damage_costs_at_most_what_it_hit_and_is_reported() {
+    let count = std::env::var("FOREBAY_DAMAGES").ok().and_then(|count| count.parse().ok()).unwrap_or(SHORT_FORM);
+    let seed = std::env::var("FOREBAY_DAMAGES_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let whole = dir.path().join("whole");
+    build(&whole);
+    let places = places(&whole);
+    assert_eq!(places.len() as u64, RECORDS);
+    let (mut cost, mut lost_in_all) = (BTreeMap::<String, u64>::new(), 0);
+    for case in seed..seed + count {
+        let mut dice = fastrand::Rng::with_seed(case);
+        let hurt = dir.path().join("hurt");
+        copy(&whole, &hurt);
+        let damage = harm(&hurt, &mut dice);
+        let told = format!("FOREBAY_DAMAGES_SEED={case} FOREBAY_DAMAGES=1: {}", damage.what);
+        let opened = open_on(Arc::new(RealDisk), &hurt, &directory_options());
+        let (store, _, seen) = opened.unwrap_or_else(|error| panic!("{told}: it does not start: {error}"));
+        let log = store.queue("traces", &[]).expect("queue");
+        let found = read_everything(&log);
+        for (sequence, payload) in &found {
+            assert_eq!(*payload, content(*sequence), "{told}: record {sequence} has changed");
+        }
+        let original = whole.join(damage.path.strip_prefix(&hurt).expect("below"));
+        let lost: BTreeSet<u64> = (0..RECORDS).filter(|sequence| !found.contains_key(sequence)).collect();
+        for sequence in &lost {
+            let (path, range) = &places[sequence];
+            let is_hit = *path == original && range.start < damage.at.end && damage.at.start < range.end;
+            assert!(is_hit, "{told}: record {sequence} is gone and was not hit");
+        }
+        let reported: BTreeSet<u64> = seen.lost.lock().iter().flat_map(|lost| lost.sequences.clone()).collect();
+        assert!(lost.is_subset(&reported), "{told}: lost without a word: {:?}", lost.difference(&reported));
+        assert!(reported.is_subset(&lost), "{told}: reported and there: {:?}", reported.difference(&lost));
+        // And it goes on.
+        let _receipt = append(&log, content(RECORDS)).expect("durable");
+        lost_in_all += lost.len();
+        let kind = damage.path.strip_prefix(&hurt).expect("below").components().next().expect("a name");
+        *cost.entry(kind.as_os_str().to_string_lossy().into_owned()).or_default() += 1;
+        drop(log);
+        drop(store);
+        std::fs::remove_dir_all(&hurt).expect("removed");
+    }
+    println!("{count} damages, by file: {cost:?}; {lost_in_all} records lost, all of them hit and reported");
+}
