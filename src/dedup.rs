@@ -14,11 +14,12 @@
 //! | `keys` | what requests and spans are known by |
 //! | `epochs`, `table`, `seen` | the keys of one queue: alive, durable, held |
 //! | `gate` | what one queue says of an offer |
-//! | `journal`, `restore` | fingerprints on disk, and what a restart makes of them |
+//! | `fingerprints`, `journal`, `restore` | fingerprints on disk, and what a restart makes of them |
 //! | `clock` | time that never goes back |
 
 pub mod clock;
 pub mod epochs;
+pub mod fingerprints;
 pub mod gate;
 pub mod journal;
 pub mod keys;

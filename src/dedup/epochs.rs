@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Epochs that make up the window; one more lives, so that a key is known for the whole of it.
 const EPOCHS_PER_WINDOW: u32 = 16;
 /// An epoch ends early when it has this part of the keys that may live.
-const EPOCH_KEYS_PART: u64 = 16;
+const EPOCH_KEYS_PART: u64 = 32;
 /// Ages that are told apart; no epoch lives on beyond.
 const AGE_MAX: u16 = 63;
 

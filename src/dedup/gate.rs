@@ -11,7 +11,8 @@ use crate::queue::Marks;
 use crate::queue::gate::{Claim, Gate, Offered, Selection, Verdict};
 
 use super::clock::Clock;
-use super::journal::{Journal, Level};
+use super::fingerprints::Level;
+use super::journal::Journal;
 use super::keys::{self, Keys, Match};
 use super::seen::{Known, Seen, Ticket, ticket};
 

@@ -1,10 +1,5 @@
 //! Fingerprints on disk: which keys belong to which durable record, so that a restart forgets nothing.
 //!
-//! ```text
-//! fingerprints/secret            what the keys are hashed under
-//! fingerprints/<id>.fps          header: magic · version · reserved · CRC   then blocks
-//! block                          length u32 · CRC32C u32 · protobuf
-//! ```
 //! They are written after the data's sync, some at a time, and synced once a second: what is lost costs duplicates, or
 //! is made again from the records. A file is written by one process and never appended to by another. That keys are
 //! *not* to count any more is written too, and synced at once; if it cannot be written, the secret and all files go.
@@ -24,16 +19,14 @@ use crate::storage::log::Signal;
 use crate::storage::{Disk, DiskFile, RangeSet, Space};
 
 use super::clock::Clock;
+use super::fingerprints::{
+    BLOCK_HEADER_LEN, Block, Group, HEADER_LEN, Level, Queue, Section, file_name, forgotten_sections, header,
+    level_code, parse_file_name, read_file,
+};
 use super::gate::QueueGate;
-use super::keys::{Match, SECRET_FILE};
+use super::keys::SECRET_FILE;
 use super::seen::join_oldest;
 
-const MAGIC: [u8; 8] = *b"FOREBAYP";
-const VERSION: u32 = 1;
-const HEADER_LEN: u64 = 24;
-const BLOCK_HEADER_LEN: usize = 8;
-/// A block announced as longer is none.
-const BLOCK_LEN_MAX: usize = 32 << 20;
 /// What waits to be written; beyond it fingerprints are left out, and made again from the records after a restart.
 const PENDING_BYTES_MAX: usize = 8 << 20;
 const FLUSH_EVERY: Duration = Duration::from_millis(50);
@@ -41,58 +34,6 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// After a failure nothing is written for so long.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 const FORGOTTEN_RANGES_MAX: usize = 64;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    Request,
-    Span,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct Block {
-    #[prost(message, repeated, tag = "1")]
-    pub sections: Vec<Section>,
-    /// When it was written.
-    #[prost(uint64, tag = "2")]
-    pub unix_seconds: u64,
-}
-
-/// Keys of one queue on one level.
-#[derive(Clone, PartialEq, Message)]
-pub struct Section {
-    #[prost(string, tag = "1")]
-    pub queue: String,
-    /// 1 requests, 2 spans by content, 3 spans by id.
-    #[prost(uint32, tag = "2")]
-    pub level: u32,
-    #[prost(fixed64, tag = "3")]
-    pub incarnation: u64,
-    #[prost(message, repeated, tag = "4")]
-    pub groups: Vec<Group>,
-    /// Sequences whose keys before this block do not count, on any level: start, end, and so on.
-    #[prost(uint64, repeated, tag = "5")]
-    pub forgotten: Vec<u64>,
-}
-
-/// The keys of one record.
-#[derive(Clone, PartialEq, Message)]
-pub struct Group {
-    #[prost(uint64, tag = "1")]
-    pub sequence: u64,
-    #[prost(uint64, tag = "2")]
-    pub unix_seconds: u64,
-    /// 16 bytes each.
-    #[prost(bytes = "bytes", tag = "3")]
-    pub keys: bytes::Bytes,
-}
-
-pub fn level_code(gate: &QueueGate, level: Level) -> u32 {
-    match (level, &gate.spans) {
-        (Level::Request, _) => 1,
-        (Level::Span, Some((Match::Id, _))) => 3,
-        (Level::Span, _) => 2,
-    }
-}
 
 #[derive(Default)]
 struct Pending {
@@ -105,8 +46,6 @@ struct Pending {
     /// Of all that is on disk: each new file begins with it, since the old ones go.
     carried: BTreeMap<Queue, RangeSet>,
 }
-
-type Queue = (String, u64);
 
 impl Pending {
     fn carry(&mut self, queue: Queue, range: Range<u64>) {
@@ -122,15 +61,6 @@ impl Pending {
         self.carry(queue.clone(), range.clone());
         self.forgotten.entry(queue).or_default().insert(range);
     }
-}
-
-/// What does not count, as sections of a block.
-fn forgotten_sections(forgotten: BTreeMap<Queue, RangeSet>) -> Vec<Section> {
-    let section = |((queue, incarnation), ranges): (Queue, RangeSet)| {
-        let forgotten = ranges.iter().flat_map(|range| [range.start, range.end]).collect();
-        Section { queue, level: 0, incarnation, groups: Vec::new(), forgotten }
-    };
-    forgotten.into_iter().map(section).collect()
 }
 
 #[derive(Debug)]
@@ -161,25 +91,6 @@ pub struct Journal {
     files: Mutex<Files>,
     dirty: Signal,
     stopping: AtomicBool,
-}
-
-fn file_name(id: u64) -> String {
-    format!("{id:016x}.fps")
-}
-
-fn parse_file_name(name: &str) -> Option<u64> {
-    name.strip_suffix(".fps")
-        .filter(|digits| digits.len() == 16)
-        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-}
-
-fn header() -> [u8; HEADER_LEN as usize] {
-    let mut bytes = [0; HEADER_LEN as usize];
-    bytes[..8].copy_from_slice(&MAGIC);
-    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    let check = crc32c::crc32c(&bytes[..20]);
-    bytes[20..].copy_from_slice(&check.to_le_bytes());
-    bytes
 }
 
 impl Journal {
@@ -347,10 +258,7 @@ impl Journal {
 
     /// Behind what the newest file has.
     fn append(&self, files: &mut Files, file: &dyn DiskFile, block: &Block) -> io::Result<()> {
-        let body = block.encode_to_vec();
-        let mut head = [0; BLOCK_HEADER_LEN];
-        head[..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
-        head[4..].copy_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+        let (head, body) = block.encoded();
         let Some(known) = files.known.back_mut() else { return Err(io::ErrorKind::NotFound.into()) };
         file.write_all_at(&mut [IoSlice::new(&head), IoSlice::new(&body)], known.len)?;
         let len = (body.len() + BLOCK_HEADER_LEN) as u64;
@@ -448,30 +356,4 @@ impl Journal {
     pub fn bytes(&self) -> u64 {
         self.files.lock().known.iter().map(|file| file.len).sum()
     }
-}
-
-/// The blocks of one file up to the first that is not whole.
-fn read_file(disk: &dyn Disk, path: &Path, len: u64) -> io::Result<Vec<Block>> {
-    let mut bytes = vec![0; len as usize];
-    let read = disk.open(path)?.read_at(&mut bytes, 0)?;
-    bytes.truncate(read);
-    let mut blocks = Vec::new();
-    let Some((head, mut rest)) = bytes.split_first_chunk::<{ HEADER_LEN as usize }>() else { return Ok(blocks) };
-    if *head != header() {
-        return Ok(blocks);
-    }
-    while let Some((head, body)) = rest.split_first_chunk::<BLOCK_HEADER_LEN>() {
-        let [a, b, c, d, check @ ..] = *head;
-        let len = u32::from_le_bytes([a, b, c, d]) as usize;
-        let Some((body, behind)) = body.split_at_checked(len).filter(|_| len > 0 && len <= BLOCK_LEN_MAX) else {
-            break;
-        };
-        if crc32c::crc32c(body).to_le_bytes() != check {
-            break;
-        }
-        let Ok(block) = Block::decode(body) else { break };
-        blocks.push(block);
-        rest = behind;
-    }
-    Ok(blocks)
 }

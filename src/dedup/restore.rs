@@ -14,8 +14,8 @@ use crate::storage::log::Position;
 use crate::storage::mutant::{self, Mutant};
 use crate::storage::{Log, RangeSet, Record};
 
+use super::fingerprints::{Block, Group, Level, level_code};
 use super::gate::QueueGate;
-use super::journal::{Block, Group, Level, level_code};
 
 /// Records read back to make fingerprints that were not written; the newest first.
 const REBUILD_BYTES_MAX: u64 = 64 << 20;

@@ -21,7 +21,7 @@ pub const BUCKET_BYTES: usize = WORDS * 16;
 const FRONT_BITS_MIN: u32 = 5;
 const FRONT_BITS_STEP: u32 = 2;
 /// The part of the slots that may be live: two choices of seven then find a free one nearly always.
-const LIVE_PERCENT_MAX: u64 = 80;
+const LIVE_PERCENT_MAX: u64 = 83;
 /// The part of the front that is live when a larger one is taken.
 const FRONT_PERCENT_MAX: u64 = 50;
 /// Each new epoch clears dead slots in this part of the table: its number comes round again after 65,535.
