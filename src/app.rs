@@ -11,6 +11,7 @@ mod limits;
 mod observe;
 pub mod resend;
 mod running;
+mod seen;
 #[cfg(test)]
 mod tests;
 
@@ -124,14 +125,16 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
         ..Options::default()
     };
     let dir = data_dir.clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        Store::open(Arc::new(RealDisk), &dir, &options, Arc::new(observe::StorageObserver))
-    });
+    let observer = observe::StorageObserver::default();
+    let seen_before = Arc::clone(&observer.dedup);
+    let opening =
+        tokio::task::spawn_blocking(move || Store::open(Arc::new(RealDisk), &dir, &options, Arc::new(observer)));
     let (store, report) = opening.await.map_err(|error| setup(&error))??;
     let store = Arc::new(store);
     observe::log_recovery(&data_dir, &store, &report);
 
-    let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers)?;
+    let mut running = Running::start(&plan, &data_dir, &memory, &store, receivers, &seen_before)?;
+    let dedup = running.dedup.take();
     let budget = &running.budget;
     let exporters = running.subscriptions.iter().map(|one| &one.destination);
     let exporters = exporters.map(|one| (one.id.clone(), Arc::clone(&one.exporter))).collect();
@@ -141,7 +144,8 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
         tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` and `forebay dlq` cannot reach this process");
     });
     let letters = Arc::clone(&running.dead_letters);
-    figures.set(Arc::clone(&store), budget.clone(), std::mem::take(&mut running.subscriptions), Arc::clone(&letters));
+    let subscriptions = std::mem::take(&mut running.subscriptions);
+    figures.set(Arc::clone(&store), budget.clone(), subscriptions, Arc::clone(&letters), dedup.clone());
     health.set_checks(observe::disk_check(&store), observe::capacity_check(&store, budget));
     health.set_phase(Phase::Running);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %data_dir.display(), "ready");
@@ -161,6 +165,9 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let close = move || {
         letters.log().close();
         closing.close();
+        if let Some(dedup) = dedup {
+            dedup.close();
+        }
     };
     tokio::task::spawn_blocking(close).await.map_err(|error| setup(&error))?;
     observe::log_left_behind(&data_dir, &store);

@@ -4,7 +4,7 @@
 //! to disk and stays there until every destination has taken it.
 //!
 //! ```text
-//! client ─▶ receivers ─▶ queue::Intake ══▶ storage::log writer thread: append · one fdatasync per group
+//! client ─▶ receivers ─▶ gates, queue::Intake ══▶ storage::log writer thread: append · one fdatasync per group
 //!                            ◀══ Durable ══                                        [durable boundary]
 //! 200/OK ◀── Accepted(Durable)
 //!                           segment log  ◀── sled: catalogue and cursors, witness beside it
@@ -13,7 +13,7 @@
 //!
 //! Each module uses only what stands to its right (a test in `tests/layering.rs` holds it):
 //!
-//! `main → cli → app → admin, config, receivers, pipeline, exporters → dlq → queue → storage → otlp`; `settings` and
+//! `main → cli → app → admin, config, receivers, pipeline, exporters → dlq, dedup → queue → storage → otlp`; `settings` and
 //! `telemetry` are leaves that anybody may use.
 //!
 //! | room | what it holds |
@@ -23,6 +23,7 @@
 //! | [`admin`] | metrics page and health endpoints |
 //! | [`config`] | files as written → validated plan, all errors at once |
 //! | [`receivers`] | OTLP over gRPC and HTTP; answers success only with [`queue::Accepted`] |
+//! | [`dedup`] | seen before: the gates of the queues, exact sets, fingerprints on disk |
 //! | [`pipeline`] | one delivery loop per exporter: lease, batch, export, retry, hold, settle |
 //! | [`exporters`] | the trait, its outcomes, and one file per destination kind |
 //! | [`dlq`] | dead letters: parked with their reason, until somebody decides |
@@ -36,6 +37,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod dedup;
 pub mod dlq;
 pub mod exporters;
 pub mod otlp;

@@ -5,6 +5,7 @@ pub mod edit;
 pub mod json;
 pub mod resource;
 mod schema;
+pub mod spans;
 pub mod wire;
 
 /// The three signals that OTLP carries.

@@ -1,6 +1,8 @@
 //! Intake, leases and settling over the segment log, and the byte budget that bounds memory.
 
+pub mod admission;
 pub mod budget;
+pub mod gate;
 pub mod lease;
 pub mod metadata;
 pub mod overflow;
@@ -9,11 +11,14 @@ pub mod subscription;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::otlp::wire::Summary;
 use crate::otlp::{Encoding, Metadata, Signal};
 pub use crate::storage::Durable;
 pub use budget::{Budget, Permit};
+pub use gate::{Gate, Marks};
 pub use lease::Lease;
 pub use overflow::{Giver, Overflow, Park, Undo};
 pub use router::Router;
@@ -33,6 +38,10 @@ pub struct Offer {
     pub payload: Bytes,
     /// The memory that `payload` occupies; given back when the record is written or refused.
     pub permit: Permit,
+    /// What gates know it by ([`Intake::mark`]).
+    pub marks: Marks,
+    /// Who sent it, where that is known.
+    pub peer: Option<IpAddr>,
 }
 
 /// Proof that every pipeline has the request on disk. Only this lets a receiver answer success.
@@ -40,12 +49,18 @@ pub struct Offer {
 #[must_use]
 pub struct Accepted {
     _durable: Vec<Durable>,
+    deduplicated: u64,
 }
 
 impl Accepted {
     /// Every queue's receipt for one request.
-    pub fn new(durable: Vec<Durable>) -> Accepted {
-        Accepted { _durable: durable }
+    pub fn new(durable: Vec<Durable>, deduplicated: u64) -> Accepted {
+        Accepted { _durable: durable, deduplicated }
+    }
+
+    /// Items that were durable already in at least one queue, and not stored there again.
+    pub fn deduplicated(&self) -> u64 {
+        self.deduplicated
     }
 }
 
@@ -78,6 +93,12 @@ pub trait Intake: Send + Sync + 'static {
 
     /// Whether any pipeline of this receiver takes the signal.
     fn takes(&self, signal: Signal) -> bool;
+
+    /// What the gates of the queues will know a valid message by; None when there is no memory for it.
+    fn mark(&self, signal: Signal, message: &[u8], summary: &Summary, budget: &Budget) -> Option<Marks> {
+        let _nobody_asks = (signal, message, summary, budget);
+        Some(Marks::default())
+    }
 
     /// Refuses early, before a body is read, when an offer of about this size would be refused.
     fn check(&self, signal: Signal, size_hint_bytes: u64) -> Result<(), Refused>;

@@ -3,6 +3,7 @@
 //! ```text
 //! data directory
 //!   LOCK  FORMAT  witness  admin.sock (the running process's, made by `admin`)
+//!   fingerprints/                 what was seen before (`dedup`); losing it costs duplicates
 //!   catalog/                      sled: segment rows, cursor rows, generation; rebuildable
 //!   queues/<queue id>/<id>.seg    the source of truth: records, synced before they are acknowledged
 //!   dlq/<id>.seg                  dead letters, their tombstones and notes; dlq/invalid/ what was malformed at the door
@@ -60,12 +61,20 @@ pub use store::{OpenCatalog, Options, Store, StoreError};
 /// Proof that a record's bytes were synced (front door). Only the log makes one, after the sync returned Ok.
 ///
 /// ```compile_fail
-/// let forged = forebay::storage::Durable { _sealed: () };
+/// let forged = forebay::storage::Durable { sequence: None, _sealed: () };
 /// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Durable {
+    sequence: Option<u64>,
     _sealed: (),
+}
+
+impl Durable {
+    /// The record's; None when there was nothing to write.
+    pub fn sequence(&self) -> Option<u64> {
+        self.sequence
+    }
 }
 
 #[cfg(test)]

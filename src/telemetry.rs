@@ -41,6 +41,10 @@ pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
 
 fn describe() {
     for (_, items) in SIGNALS {
+        describe_counter!(
+            format!("forebay_deduplicated_{items}"),
+            "Items accepted and not stored again: they were durable in that queue already."
+        );
         describe_counter!(format!("otelcol_receiver_accepted_{items}"), "Items durably accepted.");
         describe_counter!(
             format!("otelcol_receiver_refused_{items}"),
@@ -123,6 +127,14 @@ fn describe() {
         "forebay_exporter_retry_delay_seconds",
         Unit::Seconds,
         "Backoff in force; 0 when the destination is well."
+    );
+    describe_gauge!("forebay_dedup_keys", "Requests or spans that are known.");
+    describe_gauge!("forebay_dedup_memory_bytes", Unit::Bytes, "Memory that their keys have taken.");
+    describe_gauge!("forebay_dedup_disk_bytes", Unit::Bytes, "Fingerprints on disk.");
+    describe_gauge!(
+        "forebay_dedup_effective_window_seconds",
+        Unit::Seconds,
+        "For how long what was taken is known: the window, or less when memory is short."
     );
     describe_gauge!("forebay_memory_reserved_bytes", Unit::Bytes, "Memory reserved by requests and recent records.");
     describe_gauge!("forebay_memory_limit_bytes", Unit::Bytes, "Limit of that memory.");
@@ -310,6 +322,25 @@ pub fn synced(queue: &str, took: Duration, records: u64, bytes: u64) {
     histogram!(SYNC_DURATION, "queue" => queue.to_owned()).record(took.as_secs_f64());
     counter!("forebay_storage_synced_records", "queue" => queue.to_owned()).increment(records);
     counter!("forebay_storage_synced_bytes", "queue" => queue.to_owned()).increment(bytes);
+}
+
+/// Items of one queue that were durable already, and not stored again.
+pub fn deduplicated(queue: &str, signal: usize, items: u64) {
+    let (data_type, name) = SIGNALS[signal];
+    counter!(format!("forebay_deduplicated_{name}"), "queue" => queue.to_owned(), "data_type" => data_type)
+        .increment(items);
+}
+
+/// The set of one queue on one level (`request`, `span`).
+pub fn dedup(queue: &str, level: &'static str, keys: u64, bytes: u64, effective_window: Duration) {
+    let labels = [("queue", queue.to_owned()), ("level", level.to_owned())];
+    gauge!("forebay_dedup_keys", &labels).set(keys as f64);
+    gauge!("forebay_dedup_memory_bytes", &labels).set(bytes as f64);
+    gauge!("forebay_dedup_effective_window_seconds", &labels).set(effective_window.as_secs_f64());
+}
+
+pub fn dedup_disk(bytes: u64) {
+    gauge!("forebay_dedup_disk_bytes").set(bytes as f64);
 }
 
 pub fn storage_failed(queue: &str, operation: &'static str) {

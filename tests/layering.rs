@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Left to right; a room may use itself, what stands to its right, and the leaves.
-const ORDER: [&str; 11] =
-    ["main", "cli", "app", "admin", "config", "receivers", "pipeline", "exporters", "dlq", "queue", "storage"];
+const ORDER: [&str; 12] =
+    ["main", "cli", "app", "admin", "config", "receivers", "pipeline", "exporters", "dlq", "dedup", "queue", "storage"];
 const LAST: &str = "otlp";
 const LEAVES: [&str; 2] = ["settings", "telemetry"];
 /// Rooms that must not know of each other although the order would let them.

@@ -86,14 +86,15 @@ async fn a_backlog_larger_than_memory_drains_within_128_mib() {
     let client = client();
     let forebay = setup.start(&client).await;
     let url = format!("http://127.0.0.1:{}/v1/traces", setup.http_port);
-    let body = Bytes::from(request(&["x".repeat(50_000)]));
-    for _ in 0..REQUESTS {
-        let sending = client.post(&url).header("content-type", "application/x-protobuf").body(body.clone()).send();
+    let mut backlog = 0;
+    for n in 0..REQUESTS {
+        let body = Bytes::from(request(&[format!("{n:08}{}", "x".repeat(50_000))]));
+        backlog += body.len() as u64;
+        let sending = client.post(&url).header("content-type", "application/x-protobuf").body(body).send();
         assert!(sending.await.expect("answered").status().is_success());
     }
     forebay.kill();
     refusing.store(false, Ordering::SeqCst);
-    let backlog = REQUESTS * body.len() as u64;
     let forebay = setup.start(&client).await;
     eventually("the backlog is delivered", async || taken.load(Ordering::SeqCst) >= backlog).await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", forebay.pid())).expect("readable");

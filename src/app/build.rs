@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{ExporterPlan, Plan, StartAt as PlannedStart};
+use crate::dedup::Dedup;
 use crate::dlq::DeadLetters;
 use crate::exporters::Context;
 use crate::otlp::Signal;
@@ -20,10 +21,9 @@ use crate::storage::log::Position;
 use crate::storage::{Log, StartAt, Store, Weight};
 use crate::telemetry::{self, ExporterMetrics};
 
-use super::Error;
-use super::letters;
 use super::limits::Memory;
 use super::observe::{ExporterMeter, Observed};
+use super::{Error, letters, seen};
 
 /// Drops of one exporter are logged this often at the most; the count is in the metrics.
 const LOG_DROPS_EVERY: Duration = Duration::from_secs(10);
@@ -32,6 +32,8 @@ const LOG_DROPS_EVERY: Duration = Duration::from_secs(10);
 pub struct Built {
     /// One per receiver, in the plan's order.
     pub routers: Vec<Router>,
+    /// None: nobody wants it.
+    pub dedup: Option<Arc<Dedup>>,
     pub subscriptions: Vec<Observed>,
     /// Those that give up old records at the cap.
     pub givers: Vec<Giver>,
@@ -93,6 +95,7 @@ pub fn build(
     let mut routers: Vec<Router> = plan.receivers.iter().map(|_| Router::new()).collect();
     let mut subscriptions = Vec::new();
     let mut givers = Vec::new();
+    let mut queues = Vec::new();
     let mut planned: BTreeMap<&str, Signal> = BTreeMap::new();
     for pipeline in &plan.pipelines {
         let exporters: Vec<_> = pipeline.exporters.iter().filter_map(|id| destinations.get(id.as_str())).collect();
@@ -113,9 +116,14 @@ pub fn build(
             }
         }
         planned.insert(&pipeline.queue_id, pipeline.signal);
+        queues.push((pipeline, log));
+    }
+    let dedup = seen::open(plan, memory, store, &queues)?;
+    for (pipeline, log) in &queues {
+        let gate = dedup.as_ref().and_then(|dedup| dedup.gate(log.id()));
         for (receiver, router) in plan.receivers.iter().zip(&mut routers) {
             if pipeline.receivers.contains(&receiver.id) {
-                router.add(pipeline.signal, Arc::clone(&log));
+                router.add_behind(pipeline.signal, Arc::clone(log), gate.clone());
             }
         }
     }
@@ -148,7 +156,7 @@ pub fn build(
             tracing::warn!(queue = log.id(), "no pipeline feeds this queue any more; what it holds is still delivered");
         }
     }
-    Ok(Built { routers, subscriptions, givers, leaves_machine, local_paths })
+    Ok(Built { routers, dedup, subscriptions, givers, leaves_machine, local_paths })
 }
 
 /// Of a queue without a pipeline: what its oldest record is. Whoever delivers it meets an error here again.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
+use crate::dedup::Dedup;
 use crate::dlq::DeadLetters;
 use crate::queue::Budget;
 use crate::storage::Store;
@@ -23,6 +24,7 @@ struct Sources {
     store: Arc<Store>,
     budget: Budget,
     observed: Vec<Observed>,
+    dedup: Option<Arc<Dedup>>,
     dead_letters: Arc<DeadLetters>,
     growth: Growth,
     /// By queue and cursor: the oldest record that is not settled, and when it was received (ns since 1970).
@@ -33,9 +35,16 @@ struct Sources {
 pub struct Figures(Arc<Mutex<Option<Sources>>>);
 
 impl Figures {
-    pub fn set(&self, store: Arc<Store>, budget: Budget, observed: Vec<Observed>, dead_letters: Arc<DeadLetters>) {
+    pub fn set(
+        &self,
+        store: Arc<Store>,
+        budget: Budget,
+        observed: Vec<Observed>,
+        dead_letters: Arc<DeadLetters>,
+        dedup: Option<Arc<Dedup>>,
+    ) {
         let (growth, oldest) = (Growth::default(), HashMap::new());
-        *self.0.lock() = Some(Sources { store, budget, observed, dead_letters, growth, oldest });
+        *self.0.lock() = Some(Sources { store, budget, observed, dead_letters, dedup, growth, oldest });
     }
 
     /// May read the disk.
@@ -58,6 +67,13 @@ impl Sources {
         let letters = self.dead_letters.log().status();
         telemetry::dead_letters("parked", letters.letters, letters.items, letters.allocated_bytes, letters.max_bytes);
         telemetry::memory(self.budget.used_bytes(), self.budget.limit_bytes());
+        if let Some(dedup) = &self.dedup {
+            telemetry::dedup_disk(dedup.disk_bytes());
+            for figures in dedup.figures() {
+                let seen = figures.seen;
+                telemetry::dedup(figures.queue, figures.level, seen.keys, seen.bytes, seen.effective_window);
+            }
+        }
         for Observed { signal, subscription, destination } in &self.observed {
             let (queue, name) = (subscription.queue(), subscription.cursor());
             let status = statuses.iter().find(|(id, _)| *id == queue).map(|(_, status)| status);

@@ -17,7 +17,11 @@ pub struct Memory {
     pub tail_bytes: u64,
     /// Batches of one exporter.
     pub delivery_bytes: u64,
+    /// Keys of what was seen before, where no bound is configured. Stands beside the budget: it fills over time.
+    pub dedup_bytes: u64,
 }
+
+const DEDUP_BYTES_DEFAULT: u64 = 32 << 20;
 
 impl Memory {
     /// `configured`: `forebay.memory.limit`, taken as it is.
@@ -26,6 +30,7 @@ impl Memory {
         Memory {
             intake_bytes: total / 8 * 5,
             tail_bytes: total / 8,
+            dedup_bytes: (total / 8).min(DEDUP_BYTES_DEFAULT),
             delivery_bytes: total / 8 * 3 / exporters.max(1) as u64,
         }
     }

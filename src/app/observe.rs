@@ -1,10 +1,12 @@
 //! What the process says about itself: counters, gauges, log lines, health checks.
 
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::admin::api::RetryRequest;
+use crate::dedup::Dedup;
 use crate::otlp::Signal;
 use crate::pipeline::{Destination, Meter};
 use crate::queue::{Budget, Subscription};
@@ -16,8 +18,11 @@ use crate::telemetry::{self, ExporterMetrics};
 /// Room that `/readyz?capacity=1` asks for.
 const CAPACITY_PROBE_BYTES: u64 = 64 << 10;
 
-/// Storage's outcomes as counters and log lines.
-pub struct StorageObserver;
+/// Storage's outcomes as counters and log lines; what is gone or given up is no longer seen before.
+#[derive(Default)]
+pub struct StorageObserver {
+    pub dedup: Arc<OnceLock<Arc<Dedup>>>,
+}
 
 impl Observer for StorageObserver {
     fn synced(&self, queue: &str, took: Duration, records: u64, bytes: u64) {
@@ -29,7 +34,16 @@ impl Observer for StorageObserver {
         tracing::error!(queue, operation, %error, "storage failed to {operation}; nothing acknowledged is lost");
     }
 
+    fn giving_up(&self, queue: &str, sequences: Range<u64>) {
+        if let Some(dedup) = self.dedup.get() {
+            dedup.forget(queue, sequences);
+        }
+    }
+
     fn damaged(&self, queue: &str, lost: &Lost) {
+        if let Some(dedup) = self.dedup.get() {
+            dedup.forget(queue, lost.sequences.clone());
+        }
         let records = lost.sequences.end.saturating_sub(lost.sequences.start);
         telemetry::storage_damaged(queue, records, lost.bytes);
         tracing::error!(

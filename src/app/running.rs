@@ -1,7 +1,7 @@
 //! What runs between start and stop: receivers, queues, deliveries.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -10,6 +10,7 @@ use super::limits::Memory;
 use super::observe::Observed;
 use super::{build, letters};
 use crate::config::{Plan, ShutdownPlan};
+use crate::dedup::Dedup;
 use crate::dlq::DeadLetters;
 use crate::pipeline::Drain;
 use crate::queue::{Budget, Overflow};
@@ -19,6 +20,7 @@ use crate::storage::Store;
 pub struct Running {
     pub budget: Budget,
     pub subscriptions: Vec<Observed>,
+    pub dedup: Option<Arc<Dedup>>,
     pub dead_letters: Arc<DeadLetters>,
     pub leaves_machine: bool,
     pub local_paths: Vec<PathBuf>,
@@ -37,11 +39,16 @@ impl Running {
         memory: &Memory,
         store: &Arc<Store>,
         receivers: Vec<Bound>,
+        seen_before: &OnceLock<Arc<Dedup>>,
     ) -> Result<Running, super::Error> {
         let drain = Drain::default();
         let deliveries = TaskTracker::new();
         let dead_letters = letters::open(plan, store)?;
         let built = build::build(plan, data_dir, store, &dead_letters, memory, &drain, &deliveries)?;
+        if let Some(dedup) = &built.dedup {
+            // From now on storage can tell what is gone; nobody else sets it.
+            let _ = seen_before.set(Arc::clone(dedup));
+        }
         deliveries.close();
         let overflow = Overflow::start(store, built.givers)
             .map_err(|error| super::Error::Setup(format!("failed to start a thread: {error}")))?;
@@ -56,6 +63,7 @@ impl Running {
         Ok(Running {
             budget,
             subscriptions: built.subscriptions,
+            dedup: built.dedup,
             dead_letters,
             leaves_machine: built.leaves_machine,
             local_paths: built.local_paths,

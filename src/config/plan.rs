@@ -1,5 +1,6 @@
 //! The validated plan: what a process is to do. It cannot be wrong: references are resolved, numbers in range.
 
+use crate::dedup::Match;
 use crate::exporters::{self, StatusPolicy};
 use crate::otlp::Signal;
 use crate::settings::{OnFull, Origin, Problem, Retry, SendingQueue};
@@ -16,6 +17,7 @@ pub struct Plan {
     /// Those that a pipeline uses.
     pub exporters: Vec<ExporterPlan>,
     pub queue: QueuePlan,
+    pub dedup: DedupPlan,
     pub dead_letters: DeadLettersPlan,
     pub shutdown: ShutdownPlan,
     /// None: half of the cgroup's limit.
@@ -52,6 +54,34 @@ pub struct PipelinePlan {
     pub receivers: Vec<String>,
     /// Ids in [`Plan::exporters`], each once.
     pub exporters: Vec<String>,
+    /// A `dedup` processor.
+    pub dedup: Option<SpanDedupPlan>,
+}
+
+/// `forebay.dedup`: whole requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DedupPlan {
+    pub requests: Vec<Signal>,
+    pub window: Duration,
+    /// Over all queues; None: 32 MiB, at most an eighth of the memory budget.
+    pub max_memory_bytes: Option<u64>,
+}
+
+impl Default for DedupPlan {
+    fn default() -> DedupPlan {
+        DedupPlan { requests: vec![Signal::Traces], window: DEDUP_WINDOW_DEFAULT, max_memory_bytes: None }
+    }
+}
+
+pub const DEDUP_WINDOW_DEFAULT: Duration = Duration::from_secs(600);
+
+/// The `dedup` processor of one pipeline: single spans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpanDedupPlan {
+    pub by: Match,
+    pub window: Duration,
+    /// As in [`DedupPlan`].
+    pub max_memory_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug)]

@@ -79,6 +79,7 @@ fn resolve(mut written: Written, problems: &mut Problems) -> Plan {
         pipelines: pipelines.plans,
         exporters,
         queue: written.forebay.queue,
+        dedup: written.forebay.dedup,
         shutdown: written.forebay.shutdown,
         memory_limit_bytes,
         dead_letters: written.forebay.dead_letters,

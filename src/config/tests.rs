@@ -142,16 +142,44 @@ fn references_must_exist_and_pipelines_must_have_both_ends() {
 #[test]
 fn keys_of_later_versions_and_of_the_collector_are_named_as_such() {
     let errors = errors_over_base(
-        "connectors:\n  forward:\nforebay:\n  dedup:\n    window: 10m\nservice:\n  telemetry:\n    traces:\n",
+        "connectors:\n  forward:\nforebay:\n  admin:\n    token: x\nservice:\n  telemetry:\n    traces:\n",
     );
     assert_eq!(
         errors,
         [
             "error: c.yaml:2:3: connectors: known to the OpenTelemetry Collector, not supported here: connectors",
             "error: c.yaml:8:5: service.telemetry.traces: known to the OpenTelemetry Collector, not supported here: traces\n  help: remove the key",
-            "error: c.yaml:5:5: forebay.dedup: not supported yet by this version; remove the key",
+            "error: c.yaml:5:5: forebay.admin: not supported yet by this version; remove the key",
         ]
     );
+}
+
+#[test]
+fn dedup_is_for_spans_once_a_pipeline_and_for_known_signals() {
+    let errors = errors_over_base(
+        "\
+processors:
+  dedup: {match: name, window: 0s}
+  dedup/b:
+service:
+  pipelines:
+    logs: {receivers: [otlp], processors: [dedup], exporters: [debug]}
+    traces: {receivers: [otlp], processors: [dedup/b, dedup], exporters: [debug]}
+forebay: {dedup: {requests: [traces, spans], max_memory_mib: 0}}
+",
+    );
+    let words = [
+        "processors.dedup.match: expected one of exact, id",
+        "processors.dedup.window: must be from 1s to 168h",
+        "the pipeline `logs` has the processor `dedup`: only spans have ids",
+        "the pipeline `traces` has two dedup processors",
+        "forebay.dedup.requests: there is no signal `spans`",
+        "forebay.dedup.max_memory_mib: expected an integer from 1 to 65536",
+    ];
+    for word in words {
+        assert!(errors.iter().any(|error| error.contains(word)), "{word} in {errors:#?}");
+    }
+    assert_eq!(errors.len(), words.len(), "{errors:#?}");
 }
 
 #[test]

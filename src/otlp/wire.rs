@@ -213,6 +213,26 @@ pub(super) fn skip(
     }
 }
 
+/// The numbers of 8 bytes in the one message that a field (key, length, message) holds, with their field numbers.
+pub fn fixed64_fields(field: &[u8]) -> Result<Vec<(u32, u64)>, WireError> {
+    let read = || -> Result<Vec<(u32, u64)>, Trouble> {
+        let (_, _, length) = key(field, 0, field.len())?;
+        let (mut at, end) = delimited(field, length, field.len())?;
+        let mut found = Vec::new();
+        while at < end {
+            let (number, wire_type, value) = key(field, at, end)?;
+            at = skip(field, number, wire_type, value, end, MAX_DEPTH)?;
+            if wire_type == WireType::Fixed64 as u8
+                && let Some(bytes) = field[value..].first_chunk()
+            {
+                found.push((number, u64::from_le_bytes(*bytes)));
+            }
+        }
+        Ok(found)
+    };
+    read().map_err(|trouble| *trouble)
+}
+
 struct Scanner<'a> {
     bytes: &'a [u8],
     summary: Summary,

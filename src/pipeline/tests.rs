@@ -92,6 +92,8 @@ async fn put(router: &Router, payload: Vec<u8>) -> Accepted {
             metadata: Vec::new(),
             payload: Bytes::from(payload),
             permit: budget.empty_permit(),
+            marks: crate::queue::Marks::default(),
+            peer: None,
         })
         .await
         .expect("accepted")

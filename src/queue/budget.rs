@@ -52,6 +52,11 @@ impl Permit {
         self.bytes
     }
 
+    /// A permit of zero bytes from the same budget.
+    pub fn sibling(&self) -> Permit {
+        Permit { inner: Arc::clone(&self.inner), bytes: 0 }
+    }
+
     /// Reserves `bytes` more; false, and unchanged, when the budget has not got them.
     #[must_use]
     pub fn try_grow(&mut self, bytes: u64) -> bool {

@@ -2,16 +2,18 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::otlp::Signal;
-use crate::storage::{AppendError, Full, Log, NewRecord, Weight};
+use crate::otlp::wire::Summary;
+use crate::storage::{AppendError, Full, Log, Weight, unix_now_ns};
 
-use super::{Accepted, Intake, Offer, Refused, RefusedReason, metadata};
+use super::admission::{self, Lane};
+use super::gate::{Gate, Marks, Offered};
+use super::{Accepted, Budget, Intake, Offer, Refused, RefusedReason, metadata};
 
 /// When a client may come back after a full queue, and after a failed disk.
 pub const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
@@ -21,12 +23,13 @@ pub const RETRY_AFTER_STOPPING: Duration = Duration::from_secs(1);
 /// The queues that one receiver feeds, by signal.
 #[derive(Clone, Default)]
 pub struct Router {
-    queues: [Vec<Arc<Log>>; 3],
+    lanes: [Vec<Lane>; 3],
 }
 
 impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Router").field("queues", &self.queues).finish()
+        let queues = self.lanes.each_ref().map(|lanes| lanes.iter().map(|lane| lane.log.id()).collect::<Vec<_>>());
+        f.debug_struct("Router").field("queues", &queues).finish()
     }
 }
 
@@ -36,49 +39,54 @@ impl Router {
     }
 
     pub fn add(&mut self, signal: Signal, queue: Arc<Log>) {
-        self.queues[signal as usize - 1].push(queue);
+        self.add_behind(signal, queue, None);
     }
 
-    fn of(&self, signal: Signal) -> &[Arc<Log>] {
-        &self.queues[signal as usize - 1]
+    /// A queue that a gate stands before.
+    pub fn add_behind(&mut self, signal: Signal, log: Arc<Log>, gate: Option<Arc<dyn Gate>>) {
+        self.lanes[signal as usize - 1].push(Lane { log, gate });
+    }
+
+    fn of(&self, signal: Signal) -> &[Lane] {
+        &self.lanes[signal as usize - 1]
     }
 
     async fn put(&self, offer: Offer) -> Result<Accepted, Refused> {
-        let queues = self.of(offer.signal);
-        if queues.is_empty() {
+        let lanes = self.of(offer.signal);
+        if lanes.is_empty() {
             return Err(no_pipeline(offer.signal));
         }
         if offer.items == 0 {
-            return Ok(Accepted::new(vec![Log::durable_for_nothing()]));
+            return Ok(Accepted::new(vec![Log::durable_for_nothing()], 0));
         }
-        let received = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let guard: Arc<super::Permit> = Arc::new(offer.permit);
-        let metadata: Bytes = metadata::encode(&offer.metadata);
-        let record = || NewRecord {
-            signal: offer.signal as u8,
-            encoding: offer.encoding as u8,
-            items: u32::try_from(offer.items).unwrap_or(u32::MAX),
-            raw_len: u32::try_from(offer.raw_len).unwrap_or(u32::MAX),
-            received_unix_ns: u64::try_from(received.as_nanos()).unwrap_or(u64::MAX),
-            metadata: metadata.clone(),
-            payload: offer.payload.clone(),
-            guard: guard.clone(),
+        let offered = Offered {
+            signal: offer.signal,
+            encoding: offer.encoding,
+            items: offer.items,
+            raw_len: offer.raw_len,
+            received_unix_ns: unix_now_ns(),
+            metadata: metadata::encode(&offer.metadata),
+            payload: offer.payload,
+            marks: offer.marks,
+            peer: offer.peer,
         };
-        // Room in all of them first: when one refuses, nothing is written anywhere.
-        let reservations = queues
-            .iter()
-            .map(|queue| queue.reserve(record().weight()))
-            .collect::<Result<Vec<_>, Full>>()
-            .map_err(|full| refused_full(&full))?;
-        let answers: Vec<_> =
-            queues.iter().zip(reservations).map(|(queue, room)| queue.append(room, record())).collect();
-        let mut receipts = Vec::with_capacity(answers.len());
-        for answer in answers {
-            let answer = answer.await.unwrap_or(Err(AppendError::Closed));
-            receipts.push(answer.map_err(|error| refused_append(&error))?);
+        let admission = admission::admit(lanes.to_vec(), offered, offer.permit);
+        if lanes.iter().all(|lane| lane.gate.is_none()) {
+            return admission.await;
         }
-        Ok(Accepted::new(receipts))
+        // A client that hangs up must not leave its claims behind: its retry is what they are for.
+        match tokio::spawn(admission).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::error!(%error, "taking in a request failed");
+                Err(unavailable("the request could not be taken in; try again"))
+            }
+        }
     }
+}
+
+pub(super) fn unavailable(message: &str) -> Refused {
+    Refused { reason: RefusedReason::Storage, message: message.to_owned(), retry_after: RETRY_AFTER_STORAGE }
 }
 
 fn no_pipeline(signal: Signal) -> Refused {
@@ -92,7 +100,7 @@ fn no_pipeline(signal: Signal) -> Refused {
     }
 }
 
-fn refused_full(full: &Full) -> Refused {
+pub(super) fn refused_full(full: &Full) -> Refused {
     let (reason, retry_after) = match full {
         Full::Cap { .. } | Full::FileSystem { .. } | Full::Backlog { .. } => (RefusedReason::Full, RETRY_AFTER_FULL),
         Full::Failed(_) => (RefusedReason::Storage, RETRY_AFTER_STORAGE),
@@ -101,7 +109,7 @@ fn refused_full(full: &Full) -> Refused {
     Refused { reason, message: full.to_string(), retry_after }
 }
 
-fn refused_append(error: &AppendError) -> Refused {
+pub(super) fn refused_append(error: &AppendError) -> Refused {
     let (reason, retry_after) = match error {
         AppendError::Full(_) => (RefusedReason::Full, RETRY_AFTER_FULL),
         AppendError::Closed => (RefusedReason::Stopping, RETRY_AFTER_STOPPING),
@@ -119,9 +127,17 @@ impl Intake for Router {
         !self.of(signal).is_empty()
     }
 
+    fn mark(&self, signal: Signal, message: &[u8], summary: &Summary, budget: &Budget) -> Option<Marks> {
+        let gates = || self.of(signal).iter().filter_map(|lane| lane.gate.as_ref());
+        let bytes = gates().map(|gate| gate.marks_bytes(summary)).sum();
+        let mut marks = Marks { permit: Some(budget.try_reserve(bytes)?), ..Marks::default() };
+        gates().for_each(|gate| gate.mark(signal, message, summary, &mut marks));
+        Some(marks)
+    }
+
     fn check(&self, signal: Signal, size_hint_bytes: u64) -> Result<(), Refused> {
-        for queue in self.of(signal) {
-            drop(queue.reserve(Weight::request(size_hint_bytes)).map_err(|full| refused_full(&full))?);
+        for lane in self.of(signal) {
+            drop(lane.log.reserve(Weight::request(size_hint_bytes)).map_err(|full| refused_full(&full))?);
         }
         if self.takes(signal) { Ok(()) } else { Err(no_pipeline(signal)) }
     }

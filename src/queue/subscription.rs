@@ -218,6 +218,8 @@ impl Subscription {
         for part in self.idle_parts(&range) {
             let (end, part_weight) = self.log.weigh(part.clone(), enough)?;
             let part = part.start..end.min(part.end);
+            // Before they are, lest a crash in between leaves them seen; without the lock, since it may wait for the disk.
+            self.log.giving_up(part.clone());
             let mut book = self.book.lock();
             // Weighing took a while: a part that is settled or on its way by now waits for the next round.
             let is_idle = book.out.values().all(|out| !out.is_sending || !overlap(&out.range, &part));

@@ -47,6 +47,8 @@ fn offer(budget: &Budget, n: u8, metadata: Metadata) -> Offer {
         metadata,
         payload: Bytes::from(vec![n; 700]),
         permit: budget.try_reserve(700).expect("budget"),
+        marks: Marks::default(),
+        peer: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! From a body to a durable record: inflate, validate, offer. The same for both transports.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::otlp::compression::{self, InflateError};
 use crate::otlp::{Encoding, Signal, json, wire};
-use crate::queue::{Accepted, Budget, Intake, Offer, Permit, Refused, RefusedReason};
+use crate::queue::{Accepted, Budget, Intake, Marks, Offer, Permit, Refused, RefusedReason};
 use crate::telemetry::ReceiverMetrics;
 
 /// Inflating and validating more than this leaves the async worker.
@@ -80,19 +81,22 @@ struct Checked {
     raw_len: u64,
     payload: Bytes,
     permit: Permit,
+    marks: Marks,
+}
+
+/// A body as it came, and from whom.
+pub struct Arrival {
+    pub content: Content,
+    pub encoding: WireEncoding,
+    pub body: Bytes,
+    pub permit: Permit,
+    pub peer: Option<IpAddr>,
 }
 
 impl Ingest {
     /// Takes a whole body; success only with the receipt.
-    pub async fn accept(
-        &self,
-        signal: Signal,
-        content: Content,
-        encoding: WireEncoding,
-        body: Bytes,
-        permit: Permit,
-        bytes_max: u64,
-    ) -> Result<Accepted, Rejection> {
+    pub async fn accept(&self, signal: Signal, arrival: Arrival, bytes_max: u64) -> Result<Accepted, Rejection> {
+        let Arrival { content, encoding, body, permit, peer } = arrival;
         let started = Instant::now();
         let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         let checked = match self.check(signal, content, encoding, body, permit, limit).await {
@@ -111,6 +115,8 @@ impl Ingest {
             metadata: Vec::new(),
             payload: checked.payload,
             permit: checked.permit,
+            marks: checked.marks,
+            peer,
         };
         match self.intake.offer(offer).await {
             Ok(accepted) => {
@@ -162,7 +168,7 @@ impl Ingest {
     ) -> Result<Checked, Rejection> {
         let inline_limit = limit.min(INLINE_BYTES_MAX);
         if body.len() <= INLINE_BYTES_MAX {
-            let first = check_here(signal, content, encoding, body.clone(), permit, inline_limit, &self.budget);
+            let first = self.looker().check(signal, content, encoding, body.clone(), permit, inline_limit);
             match first {
                 Err((Rejection::TooLarge(_), mut permit)) if inline_limit < limit => {
                     // What was inflated so far is gone.
@@ -175,6 +181,10 @@ impl Ingest {
         self.check_heavy(signal, content, encoding, body, permit, limit).await
     }
 
+    fn looker(&self) -> Looker {
+        Looker { intake: Arc::clone(&self.intake), budget: self.budget.clone() }
+    }
+
     async fn check_heavy(
         &self,
         signal: Signal,
@@ -184,11 +194,11 @@ impl Ingest {
         permit: Permit,
         limit: usize,
     ) -> Result<Checked, Rejection> {
-        let budget = self.budget.clone();
+        let looker = self.looker();
         let turn = Arc::clone(&self.heavy).acquire_owned().await;
         let work = move || {
             let _turn = turn;
-            check_here(signal, content, encoding, body, permit, limit, &budget).map_err(|(rejection, _)| rejection)
+            looker.check(signal, content, encoding, body, permit, limit).map_err(|(rejection, _)| rejection)
         };
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
             // Our own fault, or the process is ending: the client must not drop its data for it.
@@ -202,76 +212,89 @@ impl Ingest {
     }
 }
 
+/// What inflating and validating needs, on whatever thread.
+struct Looker {
+    intake: Arc<dyn Intake>,
+    budget: Budget,
+}
+
 thread_local! {
     /// Inflated bytes that are only looked at.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn check_here(
-    signal: Signal,
-    content: Content,
-    encoding: WireEncoding,
-    body: Bytes,
-    mut permit: Permit,
-    limit: usize,
-    budget: &Budget,
-) -> Result<Checked, (Rejection, Permit)> {
-    let result = match (content, encoding) {
-        (Content::Protobuf, WireEncoding::Stored(Encoding::Identity)) => {
-            if body.len() > limit {
-                Err(too_large(limit))
-            } else {
-                scan(signal, &body).map(|items| (Encoding::Identity, items, body.len(), body))
+impl Looker {
+    fn check(
+        &self,
+        signal: Signal,
+        content: Content,
+        encoding: WireEncoding,
+        body: Bytes,
+        mut permit: Permit,
+        limit: usize,
+    ) -> Result<Checked, (Rejection, Permit)> {
+        let result = match (content, encoding) {
+            (Content::Protobuf, WireEncoding::Stored(Encoding::Identity)) => {
+                if body.len() > limit {
+                    Err(too_large(limit))
+                } else {
+                    self.scan(signal, &body).map(|found| (Encoding::Identity, found, body.len(), body))
+                }
             }
-        }
-        (Content::Protobuf, WireEncoding::Stored(encoding)) => {
-            let mut working = budget.empty_permit();
-            SCRATCH.with_borrow_mut(|scratch| {
-                let checked = inflate(WireEncoding::Stored(encoding), &body, limit, scratch, &mut working)
-                    .and_then(|()| scan(signal, scratch))
-                    .map(|items| (encoding, items, scratch.len(), body));
-                // Large scratch space goes back; small stays warm.
-                scratch.clear();
-                scratch.shrink_to(INLINE_BYTES_MAX);
-                checked
-            })
-        }
-        (content, encoding) => {
-            let mut raw = Vec::new();
-            inflate(encoding, &body, limit, &mut raw, &mut permit).and_then(|()| {
-                drop(body);
-                let payload = match content {
-                    Content::Protobuf => Bytes::from(raw),
-                    Content::Json => {
-                        // JSON is about twice its protobuf; the copy is accounted for before it is made.
-                        if !permit.try_grow(raw.len() as u64 / 2) {
-                            return Err(super::body::out_of_memory());
+            (Content::Protobuf, WireEncoding::Stored(encoding)) => {
+                let mut working = self.budget.empty_permit();
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let checked = inflate(WireEncoding::Stored(encoding), &body, limit, scratch, &mut working)
+                        .and_then(|()| self.scan(signal, scratch))
+                        .map(|found| (encoding, found, scratch.len(), body));
+                    // Large scratch space goes back; small stays warm.
+                    scratch.clear();
+                    scratch.shrink_to(INLINE_BYTES_MAX);
+                    checked
+                })
+            }
+            (content, encoding) => {
+                let mut raw = Vec::new();
+                inflate(encoding, &body, limit, &mut raw, &mut permit).and_then(|()| {
+                    drop(body);
+                    let payload = match content {
+                        Content::Protobuf => Bytes::from(raw),
+                        Content::Json => {
+                            // JSON is about twice its protobuf; the copy is accounted for before it is made.
+                            if !permit.try_grow(raw.len() as u64 / 2) {
+                                return Err(super::body::out_of_memory());
+                            }
+                            json::to_protobuf(signal, &raw).map_err(|error| {
+                                Rejection::Malformed(format!("the JSON body cannot be read: {error}"))
+                            })?
                         }
-                        json::to_protobuf(signal, &raw)
-                            .map_err(|error| Rejection::Malformed(format!("the JSON body cannot be read: {error}")))?
-                    }
-                };
-                let items = scan(signal, &payload)?;
-                Ok((Encoding::Identity, items, payload.len(), payload))
-            })
-        }
-    };
-    match result {
-        Ok((encoding, items, raw_len, payload)) => {
-            if (permit.bytes() as usize) < payload.len() && !permit.try_grow((payload.len() as u64) - permit.bytes()) {
-                return Err((super::body::out_of_memory(), permit));
+                    };
+                    let found = self.scan(signal, &payload)?;
+                    Ok((Encoding::Identity, found, payload.len(), payload))
+                })
             }
-            permit.shrink_to(payload.len() as u64);
-            Ok(Checked { encoding, items, raw_len: raw_len as u64, payload, permit })
+        };
+        match result {
+            Ok((encoding, (items, marks), raw_len, payload)) => {
+                if (permit.bytes() as usize) < payload.len()
+                    && !permit.try_grow((payload.len() as u64) - permit.bytes())
+                {
+                    return Err((super::body::out_of_memory(), permit));
+                }
+                permit.shrink_to(payload.len() as u64);
+                Ok(Checked { encoding, items, raw_len: raw_len as u64, payload, permit, marks })
+            }
+            Err(rejection) => Err((rejection, permit)),
         }
-        Err(rejection) => Err((rejection, permit)),
     }
-}
 
-fn scan(signal: Signal, message: &[u8]) -> Result<u64, Rejection> {
-    wire::scan(signal, message)
-        .map(|summary| summary.items)
-        .map_err(|error| Rejection::Malformed(format!("the body is not a valid OTLP request: {error}")))
+    /// Validates a message, and notes what it will be known by while it is at hand.
+    fn scan(&self, signal: Signal, message: &[u8]) -> Result<(u64, Marks), Rejection> {
+        let summary = wire::scan(signal, message)
+            .map_err(|error| Rejection::Malformed(format!("the body is not a valid OTLP request: {error}")))?;
+        let marks = self.intake.mark(signal, message, &summary, &self.budget).ok_or_else(super::body::out_of_memory)?;
+        Ok((summary.items, marks))
+    }
 }
 
 fn too_large(limit: usize) -> Rejection {

@@ -8,12 +8,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::header::{HeaderMap, HeaderName, HeaderValue};
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::{Budget, Intake};
+use crate::queue::{Accepted, Budget, Intake};
 use crate::settings::Table;
 use crate::telemetry::ReceiverMetrics;
 
@@ -196,6 +197,13 @@ impl HttpSettings {
 fn read_include_metadata(table: &mut Table<'_>) {
     if table.flag("include_metadata") == Some(true) {
         table.warn("include_metadata", "has no effect: nothing here uses the metadata of requests yet");
+    }
+}
+
+/// Says how many items were durable before this request, if any were.
+fn note_duplicates(accepted: &Accepted, headers: &mut HeaderMap) {
+    if accepted.deduplicated() > 0 {
+        headers.insert(HeaderName::from_static("forebay-deduplicated"), HeaderValue::from(accepted.deduplicated()));
     }
 }
 

@@ -4,6 +4,7 @@
 //! GOAWAY and cuts requests off when the grace ends. It bounds neither connections nor how long one may say nothing.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -109,6 +110,14 @@ pub async fn serve(
     connections.wait().await;
 }
 
+/// Whose connection a request came over.
+#[derive(Clone, Copy, Debug)]
+struct Peer(IpAddr);
+
+pub fn peer(request: &Request<Body>) -> Option<IpAddr> {
+    request.extensions().get::<Peer>().map(|peer| peer.0)
+}
+
 struct Server {
     builder: Builder<TokioExecutor>,
     router: Router,
@@ -127,11 +136,11 @@ async fn accept(listener: TcpListener, server: Arc<Server>, connections: TaskTra
             accepted = accepted => accepted,
         };
         match accepted {
-            (Ok(place), Ok((stream, _))) => {
+            (Ok(place), Ok((stream, address))) => {
                 let server = Arc::clone(&server);
                 connections.spawn(async move {
                     let _place = place;
-                    server.connection(stream).await;
+                    server.connection(stream, Peer(address.ip())).await;
                 });
             }
             // Nobody closes the semaphore.
@@ -152,13 +161,16 @@ enum End {
 }
 
 impl Server {
-    async fn connection(&self, stream: TcpStream) {
+    async fn connection(&self, stream: TcpStream, peer: Peer) {
         // Answers are small and awaited: they must not wait for more to come.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
         let activity = Arc::new(Activity::default());
-        let service = service_fn(|request: Request<Incoming>| answer(self.router.clone(), request, activity.enter()));
+        let service = service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            answer(self.router.clone(), request, activity.enter())
+        });
         let serving = self.builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(serving);
         let ended = |result: Result<(), Box<dyn std::error::Error + Send + Sync>>| {

@@ -79,6 +79,9 @@ pub struct QueueRow {
     /// start, end, and so on.
     #[prost(uint64, repeated, tag = "4")]
     pub holes: Vec<u64>,
+    /// Random, chosen when the queue is made or something is taken out of it by hand; 0 before there was one.
+    #[prost(fixed64, tag = "5")]
+    pub incarnation: u64,
 }
 
 /// Holes that a row remembers, the newest; forgetting one can only cost a false report of loss.

@@ -179,7 +179,7 @@ impl DeadLetterLog {
         }
         let entries = letters.into_iter().map(|letter| Entry::letter(None, letter)).collect();
         let ids = self.write(&mut state, entries, Room::Capped)?;
-        Ok((ids, Durable { _sealed: () }))
+        Ok((ids, Durable { sequence: None, _sealed: () }))
     }
 
     /// Puts another letter in the place of this one, under the same id. False: there is none of that id.

@@ -74,6 +74,8 @@ pub trait Observer: Send + Sync {
     fn synced(&self, _queue: &str, _took: Duration, _records: u64, _bytes: u64) {}
     fn failed(&self, _queue: &str, _operation: &'static str, _error: &std::io::Error) {}
     fn damaged(&self, _queue: &str, _lost: &Lost) {}
+    /// Somebody is about to give these records up although they were not delivered everywhere.
+    fn giving_up(&self, _queue: &str, _sequences: std::ops::Range<u64>) {}
 }
 
 /// What every log of a store shares.
@@ -183,6 +185,7 @@ pub(super) struct State {
     pub cursors: BTreeMap<String, Cursor>,
     /// What is durable and not settled, for each cursor.
     pub backlogs: BTreeMap<String, Weight>,
+    pub incarnation: u64,
     /// Segments made ready by the helper thread.
     pub prepared: Option<(Identity, Arc<dyn DiskFile>)>,
     /// A reclaimed segment kept to be recycled, under its spare name.
@@ -213,6 +216,7 @@ pub(super) struct Inner {
     pending_bytes: Arc<AtomicU64>,
     /// Bytes left in the active segment and in the one prepared behind it.
     room_bytes: AtomicU64,
+    missing_at_start: RangeSet,
     /// One for each cursor.
     tallies: RwLock<Vec<Arc<Tally>>>,
     durable_end: watch::Sender<u64>,
@@ -244,6 +248,7 @@ pub(super) struct Recovered {
     pub previous: u64,
     pub holes: RangeSet,
     pub cursors: BTreeMap<String, Cursor>,
+    pub incarnation: u64,
     pub backlogs: BTreeMap<String, Weight>,
 }
 
@@ -271,6 +276,7 @@ impl Log {
     pub(super) fn start(id: String, dir: PathBuf, shared: Shared, recovered: Recovered) -> std::io::Result<Log> {
         let durable_end = recovered.next_sequence;
         let tallies = recovered.backlogs.iter().map(|(name, backlog)| Arc::new(Tally::new(name, backlog))).collect();
+        let missing_at_start = recovered.holes.clone();
         let inner = Arc::new(Inner {
             id,
             dir,
@@ -283,6 +289,7 @@ impl Log {
                 durable_end,
                 previous: recovered.previous,
                 holes: recovered.holes,
+                incarnation: recovered.incarnation,
                 tail: VecDeque::new(),
                 tail_bytes: 0,
                 cursors: recovered.cursors,
@@ -295,6 +302,7 @@ impl Log {
             inbox_ready: Condvar::new(),
             pending_bytes: Arc::default(),
             room_bytes: AtomicU64::new(0),
+            missing_at_start,
             tallies: RwLock::new(tallies),
             durable_end: watch::channel(durable_end).0,
             failure: Mutex::new(None),
@@ -416,7 +424,22 @@ impl Log {
 
     /// The receipt for a request with nothing to store.
     pub fn durable_for_nothing() -> Durable {
-        Durable { _sealed: () }
+        Durable { sequence: None, _sealed: () }
+    }
+
+    /// The receipt for a request whose every item is synced already: whoever asks for it has seen their receipts.
+    pub fn durable_already() -> Durable {
+        Durable { sequence: None, _sealed: () }
+    }
+
+    /// This life of the queue: another one has other records under the same sequences.
+    pub fn incarnation(&self) -> u64 {
+        self.inner.state.lock().incarnation
+    }
+
+    /// Sequences below the end that recovery knew to be missing, lost or never acknowledged.
+    pub fn missing_at_start(&self) -> &RangeSet {
+        &self.inner.missing_at_start
     }
 
     /// Follows the end of what is durable: the sequence that the next record will have at the least.

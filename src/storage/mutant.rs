@@ -12,6 +12,14 @@ pub enum Mutant {
     StaleRecord,
     /// The nonce can be guessed.
     KnownNonce,
+    /// A key counts as seen as soon as somebody holds it.
+    HeldIsDurable,
+    /// A claim that ends badly leaves its keys behind as seen.
+    FailedIsDurable,
+    /// Fingerprints count whether or not their records are there.
+    UncheckedFingerprint,
+    /// What is given up stays seen.
+    NothingForgotten,
 }
 
 thread_local! {

@@ -162,7 +162,13 @@ pub(super) fn recover(
         next_sequence = last_found.map_or(0, |last| last + 1);
     }
     let backlogs = backlog::count(&segments, &cursors);
-    Ok((Recovered { segments, next_sequence, next_segment_id, previous, holes, cursors, backlogs }, report))
+    // The witness is written last, and by whoever chooses another.
+    let known = [witness_row.incarnation, known.row.incarnation].into_iter().find(|incarnation| *incarnation != 0);
+    let incarnation = known.unwrap_or_else(|| fastrand::u64(1..));
+    Ok((
+        Recovered { incarnation, segments, next_sequence, next_segment_id, previous, holes, cursors, backlogs },
+        report,
+    ))
 }
 
 /// Opens and, where the catalogue does not vouch for it, scans one file. None: it was set aside or is worthless.

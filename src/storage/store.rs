@@ -308,6 +308,14 @@ impl Store {
         self.logs.lock().values().cloned().collect()
     }
 
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The log of dead letters in that directory; at most one for each name.
     pub fn dead_letters(
         &self,

@@ -50,7 +50,7 @@ impl Intake for Checker {
             assert!(payload.len() as u64 <= REQUEST_BYTES_MAX && payload.len() as u64 == offer.raw_len);
             let scanned = wire::scan(offer.signal, payload).expect("what is offered is valid");
             assert_eq!(scanned.items, offer.items);
-            Ok(Accepted::new(vec![Log::durable_for_nothing()]))
+            Ok(Accepted::new(vec![Log::durable_for_nothing()], 0))
         }
         .boxed()
     }

@@ -11,7 +11,7 @@ use crate::load;
 use crate::sink;
 use crate::units::duration;
 use crate::wire::{Compression, Protocol};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use process::Forebay;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -34,6 +34,9 @@ pub struct Arguments {
     protocol: Vec<Protocol>,
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["none", "gzip", "zstd"])]
     compression: Vec<Compression>,
+    /// What Forebay looks for among earlier requests; off in compressed cases, whose load repeats itself
+    #[arg(long, value_enum, default_value = "request")]
+    dedup: Dedup,
     /// Forebay on CPU 0, load and sink on CPU 1
     #[arg(long)]
     pin: bool,
@@ -55,6 +58,13 @@ pub struct Arguments {
     /// Print one line of JSON for each case instead of a table
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Dedup {
+    Off,
+    Request,
+    Span,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,7 +130,8 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
     if arguments.pin {
         host::pin(0)?;
     }
-    let config = config(protocol, compression, ports);
+    let dedup = if compression == Compression::None { arguments.dedup } else { Dedup::Off };
+    let config = config(protocol, compression, dedup, ports);
     let mut forebay = Forebay::start(arguments.forebay.as_deref(), arguments.data_root.as_deref(), &config)?;
     if arguments.pin {
         host::pin(1)?;
@@ -177,13 +188,15 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
 }
 
 /// The exporter speaks what the load speaks.
-fn config(protocol: Protocol, compression: Compression, ports: [u16; 5]) -> String {
+fn config(protocol: Protocol, compression: Compression, dedup: Dedup, ports: [u16; 5]) -> String {
     let [http, grpc, sink, health, metrics] = ports;
     let exporter = match protocol {
         Protocol::Http => "otlp_http",
         Protocol::Grpc => "otlp_grpc",
     };
     let compression = compression.name();
+    let requests = if dedup == Dedup::Off { "" } else { "traces" };
+    let processors = if dedup == Dedup::Span { "dedup" } else { "" };
     format!(
         "receivers:
   otlp:
@@ -194,12 +207,16 @@ exporters:
   {exporter}:
     endpoint: 'http://127.0.0.1:{sink}'
     compression: {compression}
+processors:
+  dedup:
+forebay:
+  dedup: {{requests: [{requests}]}}
 extensions:
   health_check: {{endpoint: '127.0.0.1:{health}'}}
 service:
   extensions: [health_check]
   pipelines:
-    traces: {{receivers: [otlp], exporters: [{exporter}]}}
+    traces: {{receivers: [otlp], processors: [{processors}], exporters: [{exporter}]}}
   telemetry:
     logs: {{level: warn}}
     metrics: {{address: '127.0.0.1:{metrics}'}}

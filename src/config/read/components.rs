@@ -1,6 +1,8 @@
 //! `receivers`, `processors`, `exporters`, `extensions`: definitions by id.
 
 use crate::config::ids::ComponentId;
+use crate::config::plan::SpanDedupPlan;
+use crate::dedup::Match;
 use crate::exporters::{self, KINDS as EXPORTERS};
 use crate::receivers::{self, KINDS as RECEIVERS};
 use crate::settings::{BatchLimits, Kind, Origin, Problem, Retry, SendingQueue, Sizer, Table};
@@ -31,6 +33,7 @@ pub struct Exporter {
 pub enum Processor {
     Batch(BatchLimits),
     MemoryLimiter { limit_bytes: Option<u64> },
+    Dedup(SpanDedupPlan),
 }
 
 pub enum Extension {
@@ -46,7 +49,14 @@ pub const PROCESSORS: &[Kind<Processor>] = &[
         read: |table| Processor::Batch(read_batch(table)),
     },
     Kind { name: "memory_limiter", aliases: &[], summary: "read as forebay.memory.limit", read: read_memory_limiter },
+    Kind {
+        name: "dedup",
+        aliases: &[],
+        summary: "spans that were taken before are not stored again",
+        read: read_dedup,
+    },
 ];
+const MATCH: &[(&str, Match)] = &[("exact", Match::Exact), ("id", Match::Id)];
 pub const EXTENSIONS: &[Kind<Extension>] = &[
     Kind { name: "file_storage", aliases: &[], summary: "names the data directory", read: read_file_storage },
     Kind { name: "health_check", aliases: &[], summary: "places the health endpoint", read: read_health_check },
@@ -232,6 +242,14 @@ fn read_memory_limiter(table: &mut Table<'_>) -> Processor {
         );
     }
     Processor::MemoryLimiter { limit_bytes: limit_mib.map(|mib| mib << 20) }
+}
+
+fn read_dedup(table: &mut Table<'_>) -> Processor {
+    Processor::Dedup(SpanDedupPlan {
+        by: table.choice("match", MATCH).unwrap_or_default(),
+        window: super::forebay::dedup_window(table),
+        max_memory_bytes: super::forebay::dedup_memory(table),
+    })
 }
 
 fn read_file_storage(table: &mut Table<'_>) -> Extension {

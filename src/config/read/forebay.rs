@@ -1,15 +1,20 @@
 //! `forebay:`, every setting that the collector does not have.
 
 use crate::config::ids::ComponentId;
-use crate::config::plan::{DataDirSetting, DeadLettersPlan, QueuePlan, ShutdownPlan, StartAt};
+use crate::config::plan::{
+    DEDUP_WINDOW_DEFAULT, DataDirSetting, DeadLettersPlan, DedupPlan, QueuePlan, ShutdownPlan, StartAt,
+};
 use crate::exporters::{self, StatusPolicy};
-use crate::settings::{Kind, OnFull, Origin, Table};
+use crate::otlp::Signal;
+use crate::settings::{Kind, OnFull, Origin, Problem, Table};
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Default)]
 pub struct Forebay {
     pub data_dir: Option<DataDirSetting>,
     pub queue: QueuePlan,
+    pub dedup: DedupPlan,
     pub dead_letters: DeadLettersPlan,
     pub shutdown: ShutdownPlan,
     pub memory_limit_bytes: Option<u64>,
@@ -44,6 +49,8 @@ pub const QUEUE_BYTES_MIN: u64 = 32 << 20;
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
 /// Smallest request limit.
 const REQUEST_BYTES_MIN: u64 = 1 << 10;
+const DEDUP_WINDOW_MIN: Duration = Duration::from_secs(1);
+const DEDUP_WINDOW_MAX: Duration = Duration::from_secs(168 * 3600);
 
 /// Smallest dead-letter queue: a request of the default largest size must fit.
 const DEAD_LETTERS_BYTES_MIN: u64 = 16 << 20;
@@ -51,7 +58,7 @@ const ON_PARTIAL_SUCCESS: &[(&str, bool)] = &[("count", false), ("park", true)];
 const START_AT: &[(&str, StartAt)] = &[("end", StartAt::End), ("beginning", StartAt::Beginning)];
 
 pub fn read(table: &mut Table<'_>) -> Forebay {
-    later(table, &["dedup", "admin"]);
+    later(table, &["admin"]);
     let origin = table.origin_of("data_dir");
     let data_dir = table.text("data_dir").map(|path| DataDirSetting { path: PathBuf::from(path), origin });
     let queue = table.table("queue", |table| QueuePlan {
@@ -70,6 +77,7 @@ pub fn read(table: &mut Table<'_>) -> Forebay {
     Forebay {
         data_dir,
         queue: queue.unwrap_or_default(),
+        dedup: table.table("dedup", dedup).unwrap_or_default(),
         dead_letters: table.table("dead_letters", dead_letters).unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
         memory_limit_bytes: table.table("memory", |table| at_least(table, "limit", MEMORY_BYTES_MIN)).flatten(),
@@ -77,6 +85,42 @@ pub fn read(table: &mut Table<'_>) -> Forebay {
         pipelines: table.table("pipelines", |table| each(table, pipeline)).unwrap_or_default(),
         exporters: table.table("exporters", |table| each(table, exporter)).unwrap_or_default(),
     }
+}
+
+fn dedup(table: &mut Table<'_>) -> DedupPlan {
+    let default = DedupPlan::default();
+    let requests = table.texts_with_origins("requests").map(|names| {
+        let mut signals = Vec::new();
+        for (name, origin) in names {
+            match Signal::ALL.into_iter().find(|signal| signal.name() == name) {
+                Some(signal) if signals.contains(&signal) => {}
+                Some(signal) => signals.push(signal),
+                None => {
+                    let message = format!("forebay.dedup.requests: there is no signal `{}`", name.escape_debug());
+                    table.report(Problem::error(origin, message).with_help("write traces, metrics or logs"));
+                }
+            }
+        }
+        signals
+    });
+    DedupPlan {
+        requests: requests.unwrap_or(default.requests),
+        window: dedup_window(table),
+        max_memory_bytes: dedup_memory(table),
+    }
+}
+
+pub fn dedup_window(table: &mut Table<'_>) -> Duration {
+    let window = table.duration("window").unwrap_or(DEDUP_WINDOW_DEFAULT);
+    if !(DEDUP_WINDOW_MIN..=DEDUP_WINDOW_MAX).contains(&window) {
+        table.problem("window", "must be from 1s to 168h");
+        return DEDUP_WINDOW_DEFAULT;
+    }
+    window
+}
+
+pub fn dedup_memory(table: &mut Table<'_>) -> Option<u64> {
+    table.integer("max_memory_mib", 1..=65_536).map(|mib| mib << 20)
 }
 
 fn dead_letters(table: &mut Table<'_>) -> DeadLettersPlan {
@@ -117,7 +161,6 @@ fn each<T>(table: &mut Table<'_>, read: fn(&mut Table<'_>, String, Origin) -> T)
 }
 
 fn pipeline(table: &mut Table<'_>, id: String, origin: Origin) -> PipelineExtra {
-    later(table, &["dedup"]);
     let id_origin = table.origin_of("queue_id");
     PipelineExtra { id, origin, queue_id: table.text("queue_id").map(|name| (name, id_origin)) }
 }

@@ -5,6 +5,7 @@ use super::forebay::same_id;
 use super::{Written, refer};
 use crate::config::ids::{ComponentId, StoredNames, signal, stored_name};
 use crate::config::plan::{ExporterPlan, PipelinePlan, ReceiverPlan};
+use crate::otlp::Signal;
 use crate::settings::{BatchLimits, OnFull, Origin, Problem, Problems};
 
 pub struct Resolved {
@@ -35,6 +36,7 @@ pub fn resolve(written: &mut Written, problems: &mut Problems) -> Resolved {
         }
         let receivers = references("receiver", pipeline, &pipeline.receivers, &mut written.receivers, problems);
         let exporters = references("exporter", pipeline, &pipeline.exporters, &mut written.exporters, problems);
+        let mut dedup = None;
         for (processor, origin) in &pipeline.processors {
             let Some(index) = refer("processor", processor, origin, &mut written.processors, problems) else {
                 continue;
@@ -47,10 +49,20 @@ pub fn resolve(written: &mut Written, problems: &mut Problems) -> Resolved {
                     resolved.memory_limit_bytes =
                         Some(resolved.memory_limit_bytes.map_or(*limit, |known| known.min(*limit)));
                 }
+                Some(Processor::Dedup(_)) if signal != Signal::Traces => {
+                    let message = format!("the pipeline `{id}` has the processor `{processor}`: only spans have ids");
+                    let help = "remove it; forebay.dedup.requests has whole requests of any signal";
+                    problems.add(Problem::error(origin.clone(), message).with_help(help));
+                }
+                Some(Processor::Dedup(_)) if dedup.is_some() => {
+                    let message = format!("the pipeline `{id}` has two dedup processors");
+                    problems.add(Problem::error(origin.clone(), message).with_help("keep one of them"));
+                }
+                Some(Processor::Dedup(plan)) => dedup = Some(plan.clone()),
                 Some(Processor::MemoryLimiter { limit_bytes: None }) | None => {}
             }
         }
-        resolved.plans.push(PipelinePlan { id: id.clone(), signal, queue_id, receivers, exporters });
+        resolved.plans.push(PipelinePlan { id: id.clone(), signal, queue_id, receivers, exporters, dedup });
     }
     let pipelines = &written.service.pipelines;
     for extra in &written.forebay.pipelines {

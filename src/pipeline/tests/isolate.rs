@@ -47,6 +47,8 @@ async fn put_spans(router: &Router, names: &[String]) {
         metadata: Vec::new(),
         payload: Bytes::from(payload),
         permit: budget.empty_permit(),
+        marks: crate::queue::Marks::default(),
+        peer: None,
     };
     let _receipt = router.offer(offer).await.expect("accepted");
 }

@@ -23,7 +23,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::otlp::{Encoding, Signal};
 use crate::queue::{Accepted, Permit};
 use crate::receivers::body::{BodyLimits, BodyReader};
-use crate::receivers::ingest::{Content, Ingest, Rejection, WireEncoding};
+use crate::receivers::ingest::{Arrival, Content, Ingest, Rejection, WireEncoding};
 use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
 use crate::receivers::status;
 
@@ -111,18 +111,20 @@ impl Grpc {
             return response;
         }
         match self.ingest(signal, request).await {
-            Ok(accepted) => success(accepted),
+            Ok(accepted) => success(&accepted),
             Err(rejection) => failure(rejection),
         }
     }
 
     async fn ingest(&self, signal: Signal, request: Request<Body>) -> Result<Accepted, GrpcRejection> {
         let encoding = encoding_of(request.headers())?;
+        let peer = serve::peer(&request);
         let mut reader = BodyReader::new(request.into_body(), self.limits, &self.ingest.budget);
         let message = self.read(signal, encoding, &mut reader).await;
         let (encoding, body, permit) = message.inspect_err(|rejection| self.ingest.count(signal, rejection))?;
         let encoding = WireEncoding::Stored(encoding);
-        Ok(self.ingest.accept(signal, Content::Protobuf, encoding, body, permit, self.message_bytes_max()).await?)
+        let arrival = Arrival { content: Content::Protobuf, encoding, body, permit, peer };
+        Ok(self.ingest.accept(signal, arrival, self.message_bytes_max()).await?)
     }
 
     fn message_bytes_max(&self) -> u64 {
@@ -184,7 +186,7 @@ fn encoding_of(headers: &HeaderMap) -> Result<Encoding, GrpcRejection> {
 }
 
 /// An empty `Export*ServiceResponse`, uncompressed, and status OK. Only the receipt makes one.
-fn success(_accepted: Accepted) -> Response {
+fn success(accepted: &Accepted) -> Response {
     let trailers = async {
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from_static("0"));
@@ -193,6 +195,7 @@ fn success(_accepted: Accepted) -> Response {
     let message = Bytes::from_static(&[0; PREFIX_LEN]);
     let mut response = Response::new(Body::new(Full::new(message).with_trailers(trailers)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    super::note_duplicates(accepted, response.headers_mut());
     response
 }
 

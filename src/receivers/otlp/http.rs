@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::otlp::{Encoding, Signal};
 use crate::queue::{Accepted, Permit};
 use crate::receivers::body::{self, BodyLimits, BodyReader};
-use crate::receivers::ingest::{Content, Ingest, Rejection, WireEncoding};
+use crate::receivers::ingest::{Arrival, Content, Ingest, Rejection, WireEncoding};
 use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
 use crate::receivers::status::{self, code};
 use crate::settings::Table;
@@ -165,7 +165,7 @@ impl Http {
             return response;
         };
         match self.ingest(signal, content, encoding, request).await {
-            Ok(accepted) => success(content, accepted),
+            Ok(accepted) => success(content, &accepted),
             Err(rejection) => rejected(content, &rejection),
         }
     }
@@ -183,10 +183,12 @@ impl Http {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.parse::<u64>().ok());
         let waits = waits_for_continue(&request);
+        let peer = serve::peer(&request);
         let mut reader = BodyReader::new(request.into_body(), self.limits, &self.ingest.budget);
         match self.read(signal, announced, &mut reader).await {
             Ok((body, permit)) => {
-                self.ingest.accept(signal, content, encoding, body, permit, self.limits.bytes_max).await
+                let arrival = Arrival { content, encoding, body, permit, peer };
+                self.ingest.accept(signal, arrival, self.limits.bytes_max).await
             }
             Err(rejection) => {
                 self.ingest.count(signal, &rejection);
@@ -254,13 +256,14 @@ fn empty(status: StatusCode) -> Response {
 }
 
 /// Full success: an `Export*ServiceResponse` without `partial_success`. Only the receipt makes one.
-fn success(content: Content, _accepted: Accepted) -> Response {
+fn success(content: Content, accepted: &Accepted) -> Response {
     let body = match content {
         Content::Protobuf => Bytes::new(),
         Content::Json => Bytes::from_static(b"{}"),
     };
     let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(header::CONTENT_TYPE, content_type(content));
+    super::note_duplicates(accepted, response.headers_mut());
     response
 }
 

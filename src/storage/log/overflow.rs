@@ -50,6 +50,11 @@ impl Log {
         state.cursors.get(cursor).map_or(Vec::new(), |cursor| super::backlog::unsettled(cursor, range))
     }
 
+    /// Tells who watches that these records are given up.
+    pub fn giving_up(&self, sequences: Range<u64>) {
+        self.inner.shared.observer.giving_up(&self.inner.id, sequences);
+    }
+
     pub fn gives_way(&self, cursor: &str) -> bool {
         self.tally(cursor).is_some_and(|tally| tally.gives_way())
     }

@@ -46,6 +46,7 @@ impl Log {
             next_segment_id: state.next_segment_id,
             durable_end: end_after(state.previous),
             holes: Vec::new(),
+            incarnation: state.incarnation,
         };
         row.set_holes(&state.holes);
         QueueSnapshot { row, segments, cursors: state.cursors.clone() }

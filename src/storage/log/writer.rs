@@ -333,7 +333,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
             payload: record.payload,
             guard: Some(record.guard),
         });
-        answers.push((answer, reservation));
+        answers.push((answer, reservation, sequence));
         sequence += 1;
     }
     while state.tail_bytes > inner.shared.tail_bytes_max {
@@ -349,10 +349,10 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
     publish_room(inner, &state);
     drop(state);
     inner.durable_end.send_replace(sequence);
-    for (answer, reservation) in answers {
+    for (answer, reservation, sequence) in answers {
         reservation.keep();
         // A client that hung up gets no answer; its record is kept all the same.
-        let _ = answer.send(Ok(Durable { _sealed: () }));
+        let _ = answer.send(Ok(Durable { sequence: Some(sequence), _sealed: () }));
     }
     inner.shared.dirty.raise();
 }

@@ -1,0 +1,7 @@
+//! Gates, queue and fingerprints over a simulated disk, one step at a time.
+
+mod identity;
+mod model;
+mod orders;
+mod restarts;
+mod rig;
