@@ -32,6 +32,7 @@ mod clock;
 pub mod cursor;
 pub mod dead_letters;
 pub mod disk;
+pub mod ledger;
 pub mod log;
 #[cfg(test)]
 pub mod mutant;
@@ -52,6 +53,7 @@ pub use clock::unix_now_ns;
 pub use cursor::{Cursor, StartAt};
 pub use dead_letters::DeadLetterLog;
 pub use disk::{Disk, DiskFile, RealDisk};
+pub use ledger::{Fate, Fates, Ledger};
 pub use log::{AppendError, Log, NewRecord};
 pub use ranges::RangeSet;
 pub use record::Record;

@@ -122,6 +122,18 @@ fn describe() {
     describe_gauge!("forebay_queue_backlog_records", "Requests waiting for the exporter.");
     describe_gauge!("forebay_queue_backlog_bytes", Unit::Bytes, "Stored bytes waiting for the exporter.");
     describe_gauge!("forebay_queue_backlog_items", "Items waiting for the exporter.");
+    describe_gauge!(
+        "forebay_account_accepted_items",
+        "Items accepted into the queue since the exporter's cursor was born, over all restarts; the sum of forebay_account_items."
+    );
+    describe_gauge!(
+        "forebay_account_items",
+        "What became of them, by state: queued, delivered, deduplicated, dead_lettered, dropped (with its reason)."
+    );
+    describe_gauge!(
+        "forebay_account_rebased",
+        "How often damage or an estimate kept the sums from coming out, and they were set right."
+    );
     describe_gauge!("forebay_exporter_held_ranges", "Batches set aside for the exporter.");
     describe_gauge!(
         "forebay_exporter_retry_delay_seconds",
@@ -304,6 +316,25 @@ pub fn backlog(queue: &str, exporter: &str, data_type: &'static str, figures: &B
     gauge!("forebay_exporter_held_ranges", &labels).set(figures.held_ranges as f64);
     gauge!("forebay_exporter_retry_delay_seconds", "exporter" => exporter.to_owned())
         .set(figures.retry_delay.as_secs_f64());
+}
+
+/// One exporter's account of one queue since its cursor was born, in items; what waits is among `states`.
+pub fn account(
+    queue: &str,
+    exporter: &str,
+    data_type: &'static str,
+    accepted: u64,
+    rebased: u64,
+    states: &[(&'static str, &'static str, u64)],
+) {
+    let labels = [("exporter", exporter.to_owned()), ("data_type", data_type.to_owned()), ("queue", queue.to_owned())];
+    gauge!("forebay_account_accepted_items", &labels).set(accepted as f64);
+    gauge!("forebay_account_rebased", &labels).set(rebased as f64);
+    for (state, reason, items) in states {
+        let [exporter, data_type, queue] = labels.clone();
+        let labels = [exporter, data_type, queue, ("state", (*state).to_owned()), ("reason", (*reason).to_owned())];
+        gauge!("forebay_account_items", &labels).set(*items as f64);
+    }
 }
 
 /// `time_to_full` None: the queues do not grow.

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use crate::dedup::Dedup;
 use crate::dlq::DeadLetters;
 use crate::queue::Budget;
-use crate::storage::Store;
-use crate::storage::log::Status;
+use crate::storage::log::{CursorStatus, Status};
+use crate::storage::{Fate, Store};
 use crate::telemetry::{self, BacklogFigures};
 
 use super::observe::Observed;
@@ -99,8 +99,22 @@ impl Sources {
                 retry_delay: destination.clock.status().delay,
             };
             telemetry::backlog(queue, &destination.id, signal, &figures);
+            if let Some(cursor) = cursor {
+                let (ledger, states) = (cursor.ledger, states(cursor));
+                telemetry::account(queue, &destination.id, signal, ledger.accepted, ledger.rebased, &states);
+            }
         }
     }
+}
+
+/// What became of all items that one exporter's queue accepted: state, reason, items.
+fn states(cursor: &CursorStatus) -> Vec<(&'static str, &'static str, u64)> {
+    let mut states = vec![("queued", "", cursor.backlog.items)];
+    states.extend(Fate::ALL.map(|fate| {
+        let (state, reason) = fate.state();
+        (state, reason, cursor.ledger.fates.get(fate))
+    }));
+    states
 }
 
 /// A queue grows as its slowest exporter falls behind.

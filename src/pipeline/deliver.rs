@@ -142,7 +142,7 @@ impl Stumbles {
 /// What came of one request.
 pub(super) enum Answer {
     /// The destination has it, or what it wanted of it.
-    Taken,
+    Taken { rejected_items: u64 },
     /// It refused the content.
     Refused(Failure),
     /// It, or the way to it, is ill.
@@ -212,7 +212,9 @@ impl Leased {
             let answer = self.export(request, pass, &envelope).await;
             self.memory = None;
             let failure = match answer {
-                Answer::Taken => return self.lease.settle(Settled::by_delivery()),
+                Answer::Taken { rejected_items } => {
+                    return self.lease.settle(Settled::by_delivery().rejected(rejected_items));
+                }
                 Answer::Refused(failure) => return self.refused(envelope, items, attempts, failure).await,
                 Answer::Failed(failure) => failure,
             };
@@ -244,7 +246,7 @@ impl Leased {
                 destination.accepted();
                 destination.meter.sent(&destination.id, signal, items);
                 *destination.last_error.lock() = None;
-                return Answer::Taken;
+                return Answer::Taken { rejected_items: 0 };
             }
             Outcome::Partial { rejected_items, message } => {
                 pass.succeeded();
@@ -270,7 +272,7 @@ impl Leased {
                     let _copied = destination.park(vec![letter]).await;
                 }
                 *destination.last_error.lock() = Some(message);
-                return Answer::Taken;
+                return Answer::Taken { rejected_items: rejected };
             }
             Outcome::Failed(failure) => failure,
         };
@@ -374,7 +376,7 @@ impl Leased {
             }
         }
         match self.destination.park(letters).await {
-            Some(durable) => self.lease.settle(Settled::by_dead_letters(durable)),
+            Some((durable, fate)) => self.lease.settle(Settled::by_dead_letters(durable, fate)),
             None => self.hold(items, failure.message),
         }
     }

@@ -70,6 +70,8 @@ pub(super) struct Isolation {
     poison: Vec<Poison>,
     /// An item that was taken.
     taken: Option<usize>,
+    /// Parts that were taken but for so many items.
+    rejected: Vec<(Range<usize>, u64)>,
     /// Refusals since the destination took something, from anybody, and when that was.
     refusals_in_row: u32,
     accepted_at: Option<Instant>,
@@ -79,7 +81,7 @@ pub(super) struct Isolation {
 
 /// What became of sending a part.
 enum Sent {
-    Taken,
+    Taken { rejected_items: u64 },
     Not(Refusal, Failure),
     Ended,
 }
@@ -108,6 +110,7 @@ impl Isolation {
             parts: VecDeque::from([whole]),
             poison: Vec::new(),
             taken: None,
+            rejected: Vec::new(),
             refusals_in_row: 0,
             accepted_at: None,
             looks_elsewhere: false,
@@ -144,8 +147,11 @@ impl Isolation {
             let part = Part { attempts: part.attempts + 1, ..part };
             match self.send(&part).await {
                 Sent::Ended => return,
-                Sent::Taken => {
+                Sent::Taken { rejected_items } => {
                     self.taken = Some(part.items.start);
+                    if rejected_items > 0 {
+                        self.rejected.push((part.items.clone(), rejected_items));
+                    }
                     self.mark_sibling(&part);
                 }
                 Sent::Not(refusal, failure) => {
@@ -174,7 +180,7 @@ impl Isolation {
     async fn still_takes_something(&self) -> bool {
         let Some(item) = self.taken else { return false };
         let part = Part { items: item..item + 1, attempts: 0, is_suspect: false, is_certain: false };
-        matches!(self.send(&part).await, Sent::Taken)
+        matches!(self.send(&part).await, Sent::Taken { .. })
     }
 
     fn not_taken(&mut self, part: Part, refusal: Refusal, failure: Failure) {
@@ -267,7 +273,7 @@ impl Isolation {
                 metadata: self.envelope.metadata.clone(),
             };
             let failure = match self.leased.export(request, pass, &self.envelope).await {
-                Answer::Taken => return Sent::Taken,
+                Answer::Taken { rejected_items } => return Sent::Taken { rejected_items },
                 Answer::Refused(failure) => return Sent::Not(Refusal::Permanent, failure),
                 Answer::Failed(failure) => failure,
             };
@@ -305,7 +311,7 @@ impl Isolation {
         let settled = match parked.last() {
             None => Settled::by_delivery(),
             Some(last) => match destination.park(letters).await {
-                Some(durable) => Settled::by_dead_letters(durable),
+                Some((durable, fate)) => Settled::in_part_by_dead_letters(durable, fate, parked.len() as u64),
                 None => {
                     held.extend(parked.iter().filter_map(|poison| self.sequence_of(poison.item)));
                     why_held = Some(last.failure.message.as_str());
@@ -313,6 +319,11 @@ impl Isolation {
                 }
             },
         };
+        // Items of records that are held come again, and count when those are settled.
+        let is_settled = |item: &usize| self.sequence_of(*item).is_none_or(|record| !held.contains(&record));
+        let rejected =
+            self.rejected.iter().map(|(part, items)| (*items).min(part.clone().filter(is_settled).count() as u64));
+        let settled = settled.rejected(rejected.sum());
         let why_held = why_held.unwrap_or_default().to_owned();
         let is_held = |poison: &&Poison| self.sequence_of(poison.item).is_some_and(|record| held.contains(&record));
         let held_items = self.poison.iter().filter(is_held).count() as u64;

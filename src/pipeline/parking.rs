@@ -8,7 +8,7 @@ use crate::dlq::{DeadLetters, Description, Parcel, Reason};
 use crate::exporters::Failure;
 use crate::otlp::{Encoding, Metadata, Signal, resource};
 use crate::storage::dead_letters::LetterError;
-use crate::storage::{Durable, unix_now_ns};
+use crate::storage::{Durable, Fate, unix_now_ns};
 
 use super::Destination;
 
@@ -60,7 +60,7 @@ impl Envelope {
 
 impl Destination {
     /// Parks the letters and counts them. None: there is no dead-letter queue, or it cannot take them, which is logged.
-    pub(super) async fn park(&self, parcels: Vec<Parcel>) -> Option<Durable> {
+    pub(super) async fn park(&self, parcels: Vec<Parcel>) -> Option<(Durable, Fate)> {
         let parking = self.parking.as_ref()?;
         let counts: Vec<_> =
             parcels.iter().map(|parcel| (parcel.signal, parcel.items, parcel.description.reason)).collect();
@@ -85,7 +85,8 @@ impl Destination {
                 "dead letters were parked; see `forebay dlq list`"
             );
         }
-        Some(parked.durable)
+        let fate = if parked.dropped { Fate::DeadLettersFull } else { Fate::DeadLettered };
+        Some((parked.durable, fate))
     }
 }
 

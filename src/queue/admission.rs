@@ -64,6 +64,7 @@ pub(super) async fn admit(lanes: Vec<Lane>, offered: Offered, permit: Permit) ->
     }
     let deduplicated = parts.iter().map(|part| part.deduplicated).max().unwrap_or(0);
     for part in parts.iter().filter(|part| part.deduplicated > 0) {
+        part.lane.log.note_deduplicated(part.deduplicated);
         telemetry::deduplicated(part.lane.log.id(), offered.signal as usize - 1, part.deduplicated);
     }
     if receipts.is_empty() {

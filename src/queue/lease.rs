@@ -86,7 +86,7 @@ impl Lease {
     /// Everything in it was given up while it waited.
     pub fn settle_empty(self) {
         debug_assert_eq!(self.weight.records, 0);
-        self.settle(Settled { _sealed: () });
+        self.settle(Settled::by_delivery());
     }
 
     pub fn records(&self) -> &[Record] {
@@ -165,24 +165,26 @@ impl Lease {
     }
 
     /// The records are somebody else's now.
-    pub fn settle(mut self, _settled: Settled) {
+    pub fn settle(mut self, mut settled: Settled) {
         self.open = false;
-        self.subscription.log.settle_weighed(&self.subscription.cursor, self.covers.clone(), self.weight);
+        let fates = settled.others.take(self.weight.items, settled.rest);
+        self.subscription.log.settle_weighed(&self.subscription.cursor, self.covers.clone(), self.weight, &fates);
         self.finish();
     }
 
     /// Settles all records but those with the sequences in `held`, which are set aside one by one.
-    pub fn settle_except(mut self, settled: Settled, held: &BTreeSet<u64>, reason: &str) {
+    pub fn settle_except(mut self, mut settled: Settled, held: &BTreeSet<u64>, reason: &str) {
         if held.is_empty() {
             return self.settle(settled);
         }
         self.open = false;
         let Lease { subscription, covers, records, .. } = &self;
-        let settle = |range: Range<u64>| {
+        let mut settle = |range: Range<u64>| {
             let inside: Vec<_> = records.iter().filter(|record| range.contains(&record.sequence)).collect();
             let weight = inside.iter().fold(Weight::default(), |sum, record| sum.plus(&record.weight()));
             if !range.is_empty() {
-                subscription.log.settle_weighed(&subscription.cursor, range, weight);
+                let fates = settled.others.take(weight.items, settled.rest);
+                subscription.log.settle_weighed(&subscription.cursor, range, weight, &fates);
             }
         };
         let retry_at = Instant::now() + HELD_RETRY_AFTER;

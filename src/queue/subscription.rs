@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::storage::log::Enough;
 use crate::storage::log::Position;
-use crate::storage::{Log, RangeSet, Record, Weight};
+use crate::storage::{Durable, Fate, Fates, Log, RangeSet, Record, Weight};
 
 use super::Lease;
 
@@ -28,18 +28,31 @@ pub const HELD_RETRY_AFTER: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 #[must_use]
 pub struct Settled {
-    pub(super) _sealed: (),
+    /// Items of which something else became than `rest`.
+    pub(super) others: Fates,
+    pub(super) rest: Fate,
 }
 
 impl Settled {
     /// The destination took them.
     pub fn by_delivery() -> Settled {
-        Settled { _sealed: () }
+        Settled { others: Fates::default(), rest: Fate::Delivered }
     }
 
-    /// They are on disk as dead letters.
-    pub fn by_dead_letters(_durable: crate::storage::Durable) -> Settled {
-        Settled { _sealed: () }
+    /// They are on disk as dead letters, or were given up for want of room there.
+    pub fn by_dead_letters(_durable: Durable, fate: Fate) -> Settled {
+        Settled { others: Fates::default(), rest: fate }
+    }
+
+    /// Some of the items are dead letters, the rest was delivered.
+    pub fn in_part_by_dead_letters(_durable: Durable, fate: Fate, items: u64) -> Settled {
+        Settled { others: Fates::of(fate, items), rest: Fate::Delivered }
+    }
+
+    /// The destination took the batch, and not so many items of it.
+    pub fn rejected(mut self, items: u64) -> Settled {
+        self.others.add(Fate::Rejected, items);
+        self
     }
 }
 
@@ -226,7 +239,8 @@ impl Subscription {
             if part.is_empty() || !is_idle || self.log.unsettled(&self.cursor, part.clone()) != [part.clone()] {
                 continue;
             }
-            self.log.settle_weighed(&self.cursor, part.clone(), part_weight);
+            let fates = Fates::of(Fate::QueueFull, part_weight.items);
+            self.log.settle_weighed(&self.cursor, part.clone(), part_weight, &fates);
             let settled = |range: &Range<u64>| self.log.unsettled(&self.cursor, range.clone()).is_empty();
             book.held.retain(|held| !settled(&held.range));
             book.redeliver.retain(|range| !settled(range));
@@ -271,7 +285,8 @@ impl Subscription {
                     undo.into_iter().for_each(|undo| undo());
                     continue 'parts;
                 }
-                self.log.settle_weighed(&self.cursor, piece.clone(), piece_weight);
+                let fates = Fates::of(Fate::DeadLettered, piece_weight.items);
+                self.log.settle_weighed(&self.cursor, piece.clone(), piece_weight, &fates);
                 let settled = |range: &Range<u64>| self.log.unsettled(&self.cursor, range.clone()).is_empty();
                 book.held.retain(|held| !settled(&held.range));
                 book.redeliver.retain(|range| !settled(range));
@@ -318,7 +333,7 @@ impl Subscription {
                 self.changed.notify_waiters();
             }
             if records.is_empty() {
-                lease.settle(Settled { _sealed: () });
+                lease.settle(Settled::by_delivery());
                 return Ok(None);
             }
             lease.fill(records);
@@ -345,7 +360,7 @@ impl Subscription {
         drop(position);
         if lease.records().is_empty() {
             // Numbers never used, or records lost to damage, which the log has reported.
-            lease.settle(Settled { _sealed: () });
+            lease.settle(Settled::by_delivery());
             return Ok(None);
         }
         Ok(Some(lease))

@@ -10,6 +10,7 @@ use std::ops::Range;
 use prost::Message;
 
 use super::cursor::{Cursor, PERSISTED_RANGES_MAX};
+use super::ledger::{Ledger, LedgerRow};
 use super::ranges::RangeSet;
 
 /// Rows stay in sled's inline size: larger values become blob files that sled never syncs.
@@ -128,17 +129,24 @@ pub struct CursorRow {
     /// Distances: from `low` to the first range's start, its length, from its end to the next start, and so on.
     #[prost(uint64, repeated, tag = "2")]
     pub ranges: Vec<u64>,
+    /// What became of what is settled.
+    #[prost(message, optional, tag = "3")]
+    pub ledger: Option<LedgerRow>,
 }
 
 impl CursorRow {
-    pub fn new(cursor: &Cursor, ranges_max: usize) -> CursorRow {
+    pub fn new(cursor: &Cursor, ledger: &Ledger, ranges_max: usize) -> CursorRow {
         let mut at = cursor.low();
         let mut ranges = Vec::new();
         for range in cursor.above().iter().take(ranges_max.min(PERSISTED_RANGES_MAX)) {
             ranges.extend([range.start - at, range.end - range.start]);
             at = range.end;
         }
-        CursorRow { low: cursor.low(), ranges }
+        CursorRow { low: cursor.low(), ranges, ledger: Some(ledger.row()) }
+    }
+
+    pub fn ledger(&self) -> Ledger {
+        self.ledger.as_ref().map(Ledger::from_row).unwrap_or_default()
     }
 
     pub fn cursor(&self) -> Cursor {
@@ -208,6 +216,7 @@ pub struct QueueContents {
     pub row: QueueRow,
     pub segments: std::collections::BTreeMap<u64, SegmentRow>,
     pub cursors: std::collections::BTreeMap<String, Cursor>,
+    pub ledgers: std::collections::BTreeMap<String, Ledger>,
 }
 
 impl Contents {
@@ -239,7 +248,9 @@ impl Contents {
             }
             "c" => {
                 let name = decode_name(parts.next()?)?;
-                queue.cursors.insert(name, CursorRow::decode(value).ok()?.cursor());
+                let row = CursorRow::decode(value).ok()?;
+                queue.ledgers.insert(name.clone(), row.ledger());
+                queue.cursors.insert(name, row.cursor());
             }
             _ => return None,
         }
@@ -266,7 +277,8 @@ mod tests {
         for n in 0..1000u64 {
             cursor.settle((1 << 41) + n * (1 << 30)..(1 << 41) + n * (1 << 30) + (1 << 29));
         }
-        let row = CursorRow::new(&cursor, PERSISTED_RANGES_MAX);
+        let ledger = Ledger::from_row(&LedgerRow { accepted: u64::MAX, fates: vec![u64::MAX; 7], rebased: u64::MAX });
+        let row = CursorRow::new(&cursor, &ledger, PERSISTED_RANGES_MAX);
         let bytes = row.encode_to_vec();
         assert!(bytes.len() < ROW_LEN_MAX, "{} bytes", bytes.len());
         let back = CursorRow::decode(&bytes[..]).expect("decodes").cursor();

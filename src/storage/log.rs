@@ -24,6 +24,7 @@ use tokio::sync::{oneshot, watch};
 use super::backlog::{Limit, Tally, Weight};
 use super::cursor::Cursor;
 use super::disk::{Disk, DiskFile};
+use super::ledger::Ledger;
 use super::record::{self, METADATA_LEN_MAX, PAYLOAD_LEN_MAX, Record};
 use super::segment::{Identity, RECORDS_START};
 use super::space::{Full, Reservation, Space};
@@ -185,6 +186,9 @@ pub(super) struct State {
     pub cursors: BTreeMap<String, Cursor>,
     /// What is durable and not settled, for each cursor.
     pub backlogs: BTreeMap<String, Weight>,
+    pub ledgers: BTreeMap<String, Ledger>,
+    /// Damage was found since the start.
+    pub is_damaged: bool,
     pub incarnation: u64,
     /// Segments made ready by the helper thread.
     pub prepared: Option<(Identity, Arc<dyn DiskFile>)>,
@@ -250,6 +254,7 @@ pub(super) struct Recovered {
     pub cursors: BTreeMap<String, Cursor>,
     pub incarnation: u64,
     pub backlogs: BTreeMap<String, Weight>,
+    pub ledgers: BTreeMap<String, Ledger>,
 }
 
 /// Figures of one queue, for metrics and messages.
@@ -269,6 +274,7 @@ pub struct CursorStatus {
     pub low: u64,
     /// What is durable and not settled.
     pub backlog: Weight,
+    pub ledger: Ledger,
     pub limit: Option<Limit>,
 }
 
@@ -294,6 +300,8 @@ impl Log {
                 tail_bytes: 0,
                 cursors: recovered.cursors,
                 backlogs: recovered.backlogs,
+                ledgers: recovered.ledgers,
+                is_damaged: false,
                 prepared: None,
                 spare: None,
                 last_append: None,
@@ -458,6 +466,7 @@ impl Log {
             let cursor = Cursor::at(at);
             let backlog = backlog::estimate(&state.segments, &cursor, &(at..state.durable_end));
             self.inner.tallies.write().push(Arc::new(Tally::new(name, &backlog)));
+            state.ledgers.insert(name.to_owned(), Ledger::at_birth(&backlog));
             state.backlogs.insert(name.to_owned(), backlog);
             state.cursors.insert(name.to_owned(), cursor);
             self.inner.shared.dirty.raise();
@@ -488,6 +497,7 @@ impl Log {
                 name: name.clone(),
                 low: cursor.low(),
                 backlog: state.backlogs.get(name).copied().unwrap_or_default(),
+                ledger: state.ledgers.get(name).copied().unwrap_or_default(),
                 limit: self.limit_of(name),
             })
             .collect();

@@ -55,8 +55,11 @@ pub(super) fn recover(
 ) -> Result<(Recovered, QueueReport), StoreError> {
     let mut report = QueueReport::default();
     let mut cursors = known.cursors.clone();
+    let mut ledgers = known.ledgers.clone();
     for (name, row) in account.iter().flat_map(|account| &account.cursors) {
         cursors.entry(name.clone()).or_default().merge(&row.cursor());
+        let ledger = ledgers.entry(name.clone()).or_default();
+        *ledger = ledger.later(row.ledger());
     }
     let witness_row = account.and_then(|account| account.row.clone()).unwrap_or_default();
     let mut next_segment_id = known.row.next_segment_id.max(witness_row.next_segment_id);
@@ -162,11 +165,25 @@ pub(super) fn recover(
         next_sequence = last_found.map_or(0, |last| last + 1);
     }
     let backlogs = backlog::count(&segments, &cursors);
+    let ledgers = backlogs
+        .iter()
+        .map(|(name, waiting)| (name.clone(), ledgers.get(name).copied().unwrap_or_default().resumed(waiting)))
+        .collect();
     // The witness is written last, and by whoever chooses another.
     let known = [witness_row.incarnation, known.row.incarnation].into_iter().find(|incarnation| *incarnation != 0);
     let incarnation = known.unwrap_or_else(|| fastrand::u64(1..));
     Ok((
-        Recovered { incarnation, segments, next_sequence, next_segment_id, previous, holes, cursors, backlogs },
+        Recovered {
+            incarnation,
+            segments,
+            next_sequence,
+            next_segment_id,
+            previous,
+            holes,
+            cursors,
+            backlogs,
+            ledgers,
+        },
         report,
     ))
 }

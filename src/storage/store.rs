@@ -234,7 +234,8 @@ impl Store {
             .iter()
             .map(|(name, queue)| {
                 let row = queue.row.clone();
-                (name.clone(), QueueContents { row, cursors: queue.cursors.clone(), segments: BTreeMap::new() })
+                let (cursors, ledgers) = (queue.cursors.clone(), queue.ledgers.clone());
+                (name.clone(), QueueContents { row, cursors, ledgers, segments: BTreeMap::new() })
             })
             .collect();
         let trusted = if behind { &cursors_only } else { &contents.queues };

@@ -19,8 +19,11 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use parking_lot::Mutex;
 use prost::Message;
@@ -164,6 +167,8 @@ pub struct Sink {
     pub delay_ms: AtomicU64,
     /// A request with a span whose name begins so is answered 400 (empty: none).
     pub poison: Mutex<String>,
+    /// So many spans of each request that is taken are said to be rejected.
+    pub reject_spans: AtomicU64,
 }
 
 impl Sink {
@@ -190,7 +195,18 @@ impl Sink {
     }
 }
 
-async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> StatusCode {
+async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> Response {
+    let status = take_spans(&sink, body).await;
+    let rejected_spans = sink.reject_spans.load(Ordering::SeqCst) as i64;
+    if status != StatusCode::OK || rejected_spans == 0 {
+        return status.into_response();
+    }
+    let partial_success = Some(ExportTracePartialSuccess { rejected_spans, error_message: "not these".to_owned() });
+    let answer = ExportTraceServiceResponse { partial_success }.encode_to_vec();
+    ([("content-type", "application/x-protobuf")], answer).into_response()
+}
+
+async fn take_spans(sink: &Sink, body: Bytes) -> StatusCode {
     let number = sink.requests.fetch_add(1, Ordering::SeqCst) + 1;
     let fail_every = sink.fail_every.load(Ordering::SeqCst);
     if fail_every > 0 && number.is_multiple_of(fail_every) {

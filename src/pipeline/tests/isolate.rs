@@ -9,8 +9,8 @@ use prost::Message;
 use super::*;
 use crate::dlq::{DeadLetters, Description, OnFull, Reason};
 use crate::exporters::RemoteStatus;
-use crate::storage::DeadLetterLog;
 use crate::storage::dead_letters::{AtCap, Options as LetterOptions};
+use crate::storage::{DeadLetterLog, Fate};
 
 /// A request with spans of these names in two resources.
 fn request(names: &[String]) -> Vec<u8> {
@@ -361,6 +361,11 @@ async fn without_room_for_letters_only_the_record_with_the_poison_is_held() {
         let subscription = deliver(&case.log, &destination, || unsettled() == expected).await;
         assert_eq!(taken(&exporter).len(), 39);
         assert_eq!(subscription.status().held_ranges, expected.len());
+        // A record that is held counts as waiting, also what was taken of it: it comes again.
+        let ledger = case.log.status().cursors[0].ledger;
+        let counts = [Fate::Delivered, Fate::DeadLettered, Fate::DeadLettersFull].map(|fate| ledger.fates.get(fate));
+        assert_eq!(counts, if on_full == OnFull::Block { [30, 0, 0] } else { [39, 0, 1] });
+        assert_eq!((ledger.accepted, ledger.rebased), (40, 0));
     }
 }
 

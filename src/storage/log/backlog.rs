@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::settings::Sizer;
 use crate::storage::backlog::{Limit, Tally, Weight};
 use crate::storage::cursor::Cursor;
+use crate::storage::ledger::{Fate, Fates};
 use crate::storage::segment::{self, RECORDS_START, ScanResult};
 use crate::storage::space::{Full, Reservation};
 
@@ -138,22 +139,33 @@ impl Log {
             let Some(found) = state.cursors.get(cursor) else { return };
             estimate(&state.segments, found, &range)
         };
-        self.settle_weighed(cursor, range, weight);
+        self.settle_weighed(cursor, range, weight, &Fates::of(Fate::Delivered, weight.items));
+    }
+
+    /// Items that were offered and are in the queue already: every exporter's account has them.
+    pub fn note_deduplicated(&self, items: u64) {
+        for ledger in self.inner.state.lock().ledgers.values_mut() {
+            ledger.deduplicate(items);
+        }
+        self.inner.shared.dirty.raise();
     }
 
     /// Moves the cursor; it becomes durable with the next checkpoint, and only then may segments go. `weight`: the
-    /// records in the range.
-    pub fn settle_weighed(&self, cursor: &str, range: Range<u64>, weight: Weight) {
+    /// records in the range; `fates`: what became of their items.
+    pub fn settle_weighed(&self, cursor: &str, range: Range<u64>, weight: Weight, fates: &Fates) {
         let mut state = self.inner.state.lock();
-        let State { cursors, backlogs, tail, tail_bytes, durable_end, .. } = &mut *state;
+        let State { cursors, backlogs, ledgers, is_damaged, tail, tail_bytes, durable_end, .. } = &mut *state;
         let Some(found) = cursors.get_mut(cursor) else { return };
-        let weight = if found.has_settled(range.clone()) { Weight::default() } else { weight };
+        // Each item settles once.
+        let is_again = found.has_settled(range.clone());
+        let (weight, fates) = if is_again { (Weight::default(), Fates::default()) } else { (weight, *fates) };
         found.settle(range);
         let backlog = backlogs.entry(cursor.to_owned()).or_default();
         // With nothing left the count is exact again, whatever was estimated or lost to damage.
         let left = if found.low() >= *durable_end { Weight::default() } else { backlog.minus(&weight) };
         let gone = backlog.minus(&left);
         *backlog = left;
+        ledgers.entry(cursor.to_owned()).or_default().settle(&fates, gone.items, *is_damaged);
         // What everyone has settled need not stay in memory.
         let low = cursors.values().map(Cursor::low).min().unwrap_or(0);
         while tail.front().is_some_and(|record| record.sequence < low) {

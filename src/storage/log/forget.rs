@@ -11,6 +11,7 @@ impl Log {
         let mut state = self.inner.state.lock();
         state.cursors.remove(name)?;
         let backlog = state.backlogs.remove(name).unwrap_or_default();
+        state.ledgers.remove(name);
         if backlog.records > 0 {
             // What was given up is not to count as seen.
             state.incarnation = fastrand::u64(1..);

@@ -10,6 +10,7 @@ use crate::settings::Sizer;
 use crate::storage::backlog::Weight;
 use crate::storage::catalog::CursorRow;
 use crate::storage::cursor::{Cursor, PERSISTED_RANGES_MAX};
+use crate::storage::ledger::Ledger;
 use crate::storage::segment::{RECORDS_START, Scanner, Step};
 
 use super::read::start_offset;
@@ -30,7 +31,7 @@ fn written_down(cursor: &Cursor) -> Cow<'_, Cursor> {
     if cursor.above().len() <= PERSISTED_RANGES_MAX {
         Cow::Borrowed(cursor)
     } else {
-        Cow::Owned(CursorRow::new(cursor, PERSISTED_RANGES_MAX).cursor())
+        Cow::Owned(CursorRow::new(cursor, &Ledger::default(), PERSISTED_RANGES_MAX).cursor())
     }
 }
 

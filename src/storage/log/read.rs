@@ -158,6 +158,7 @@ fn report(inner: &Inner, lost: &[Lost]) {
         let place = lost.offset..lost.offset + lost.bytes;
         if !segment.damage_seen.contains_all(place.clone()) {
             segment.damage_seen.insert(place);
+            state.is_damaged = true;
             inner.shared.observer.damaged(&inner.id, lost);
         }
     }

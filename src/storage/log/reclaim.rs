@@ -5,6 +5,7 @@ use std::io;
 
 use crate::storage::catalog::{QueueRow, SegmentRow};
 use crate::storage::cursor::Cursor;
+use crate::storage::ledger::Ledger;
 use crate::storage::record::end_after;
 use crate::storage::segment;
 
@@ -17,6 +18,7 @@ pub struct QueueSnapshot {
     pub row: QueueRow,
     pub segments: Vec<SegmentRow>,
     pub cursors: BTreeMap<String, Cursor>,
+    pub ledgers: BTreeMap<String, Ledger>,
 }
 
 impl Log {
@@ -49,7 +51,7 @@ impl Log {
             incarnation: state.incarnation,
         };
         row.set_holes(&state.holes);
-        QueueSnapshot { row, segments, cursors: state.cursors.clone() }
+        QueueSnapshot { row, segments, cursors: state.cursors.clone(), ledgers: state.ledgers.clone() }
     }
 
     /// Removes (or keeps for recycling) the segments that every one of the cursors `durable` has settled. Call it only

@@ -343,6 +343,9 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
     for backlog in state.backlogs.values_mut() {
         *backlog = backlog.plus(&added);
     }
+    for ledger in state.ledgers.values_mut() {
+        ledger.accept(added.items);
+    }
     state.previous = sequence - 1;
     state.durable_end = sequence;
     state.last_append = Some(Instant::now());

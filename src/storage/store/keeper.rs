@@ -145,23 +145,25 @@ fn rows(meta: MetaRow, snapshots: &BTreeMap<&String, QueueSnapshot>) -> BTreeMap
         for segment in &snapshot.segments {
             rows.insert(catalog::segment_key(queue, segment.id), segment.encode_to_vec());
         }
-        for (name, cursor) in &snapshot.cursors {
-            let row = CursorRow::new(cursor, PERSISTED_RANGES_MAX);
-            rows.insert(catalog::cursor_key(queue, name), row.encode_to_vec());
+        for (name, row) in cursor_rows(snapshot) {
+            rows.insert(catalog::cursor_key(queue, &name), row.encode_to_vec());
         }
     }
     rows
+}
+
+fn cursor_rows(snapshot: &QueueSnapshot) -> impl Iterator<Item = (String, CursorRow)> + '_ {
+    snapshot.cursors.iter().map(|(name, cursor)| {
+        let ledger = snapshot.ledgers.get(name).copied().unwrap_or_default();
+        (name.clone(), CursorRow::new(cursor, &ledger, PERSISTED_RANGES_MAX))
+    })
 }
 
 fn account(meta: MetaRow, snapshots: &BTreeMap<&String, QueueSnapshot>) -> Account {
     let queues = snapshots
         .iter()
         .map(|(queue, snapshot)| {
-            let cursors = snapshot
-                .cursors
-                .iter()
-                .map(|(name, cursor)| (name.clone(), CursorRow::new(cursor, PERSISTED_RANGES_MAX)))
-                .collect();
+            let cursors = cursor_rows(snapshot).collect();
             ((*queue).clone(), QueueAccount { row: Some(snapshot.row.clone()), cursors })
         })
         .collect();
