@@ -100,8 +100,13 @@ pub(super) fn recover(
     let mut holes: RangeSet = rows.iter().flat_map(|row| row.holes()).collect();
     let mut losses = LossFinder::new(durable_end, holes.clone());
     for (id, row) in &known.segments {
-        if !found.contains_key(id) {
-            losses.missing_segment(row);
+        match found.get(id) {
+            None => losses.unreadable_segment(row, "the segment file is missing"),
+            // Of the oldest the chain would not tell: below it nothing is expected.
+            Some(found) if found.segment.records == 0 && row.records > 0 => {
+                losses.unreadable_segment(row, "no record in the segment file can be read");
+            }
+            Some(_) => {}
         }
     }
     let last_found = found.values().filter(|found| found.segment.records > 0).map(|found| found.segment.last).max();

@@ -36,14 +36,14 @@ impl LossFinder {
         LossFinder { durable_end, holes, wanted_end: None, findings: Findings::default() }
     }
 
-    /// The catalogue knows a segment whose file is gone.
-    pub fn missing_segment(&mut self, row: &SegmentRow) {
+    /// The catalogue knows a segment of which nothing is left.
+    pub fn unreadable_segment(&mut self, row: &SegmentRow, reason: &str) {
         self.findings.lost.push(Lost {
             segment_id: row.id,
             offset: 0,
             bytes: row.valid_end,
             sequences: row.first_sequence..row.last_sequence + 1,
-            reason: "the segment file is missing".to_owned(),
+            reason: reason.to_owned(),
         });
     }
 

@@ -174,3 +174,21 @@ fn any_damage_costs_at_most_what_it_hit_and_is_reported() {
     }
     println!("{count} damages, by file: {cost:?}; {lost_in_all} records lost, all of them hit and reported");
 }
+
+/// Found by seed 1422.
+#[test]
+fn an_oldest_segment_of_which_nothing_is_left_is_reported_as_lost() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let whole = dir.path().join("whole");
+    build(&whole);
+    let oldest = segments(&whole, "traces").into_iter().min().expect("a segment");
+    let file = std::fs::File::options().write(true).open(&oldest).expect("opens");
+    file.set_len(23).expect("cut");
+    let (store, _, seen) = open_on(Arc::new(RealDisk), &whole, &directory_options()).expect("opens");
+    let log = store.queue("traces", &[]).expect("queue");
+    let found = read_everything(&log);
+    let lost: BTreeSet<u64> = (0..RECORDS).filter(|sequence| !found.contains_key(sequence)).collect();
+    let reported: Vec<u64> = seen.lost.lock().iter().flat_map(|lost| lost.sequences.clone()).collect();
+    assert!(!lost.is_empty() && (lost.len() as u64) < RECORDS, "{} lost", lost.len());
+    assert_eq!(reported, lost.into_iter().collect::<Vec<_>>(), "each once");
+}
