@@ -163,7 +163,7 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     running.stop(&plan.shutdown).await;
     let closing = Arc::clone(&store);
     let close = move || {
-        letters.log().close();
+        letters.shelf().close();
         closing.close();
         if let Some(dedup) = dedup {
             dedup.close();

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! pipeline ─▶ park ══▶ storage::dead_letters: append · fdatasync ═▶ Parked ─▶ Settled
-//! receivers ─▶ capture ─▶ a ring of its own (malformed payloads, best effort)
+//! receivers ─▶ Captures ─▶ a ring of its own (malformed payloads, best effort)
 //! forebay dlq, HTTP API ─▶ list · show · export · edit · replay · purge
 //! ```
 
+pub mod capture;
 mod description;
 mod edit;
+pub mod expiry;
 mod listing;
+pub mod shelf;
 
 use std::sync::Arc;
 
@@ -16,11 +19,15 @@ use bytes::Bytes;
 
 use crate::otlp::{Encoding, Signal};
 use crate::storage::dead_letters::{LetterError, NewLetter};
-use crate::storage::{DeadLetterLog, Durable, unix_now_ns};
+use crate::storage::{Durable, unix_now_ns};
 
-pub use description::{Description, Reason};
+pub use capture::{Capture, Captures};
+pub use description::{Description, Origin, Reason};
 pub use edit::{EditError, edit};
-pub use listing::{Entry, Filter, Listed, Note, format_id, list, parse_id, payload_json, payload_protobuf, show};
+pub use listing::{
+    BASE64_KEY, Entry, Filter, Listed, Note, format_id, list, parse_id, payload_json, payload_protobuf, show,
+};
+pub use shelf::Shelf;
 
 /// What gives way when the dead-letter queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -57,22 +64,22 @@ pub struct Parked {
 /// The dead-letter queue of a process.
 #[derive(Debug)]
 pub struct DeadLetters {
-    log: Arc<DeadLetterLog>,
+    shelf: Arc<Shelf>,
     on_full: OnFull,
 }
 
 impl DeadLetters {
-    pub fn new(log: Arc<DeadLetterLog>, on_full: OnFull) -> DeadLetters {
-        DeadLetters { log, on_full }
+    pub fn new(shelf: Shelf, on_full: OnFull) -> DeadLetters {
+        DeadLetters { shelf: Arc::new(shelf), on_full }
     }
 
-    pub fn log(&self) -> &Arc<DeadLetterLog> {
-        &self.log
+    pub fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
     }
 
     /// Keeps the letters, all or none.
     pub async fn park(&self, parcels: Vec<Parcel>) -> Result<Parked, LetterError> {
-        let log = Arc::clone(&self.log);
+        let log = Arc::clone(self.shelf.parked());
         let letters: Vec<NewLetter> = parcels.into_iter().map(new_letter).collect();
         let written = tokio::task::spawn_blocking(move || log.append(letters)).await;
         let cause = |error| LetterError::Io { operation: "write", cause: std::io::Error::other(error) };

@@ -69,7 +69,7 @@ fn describe() {
         describe_counter!(
             format!("forebay_exporter_dropped_{items}"),
             "Items that will never be delivered, by reason: rejected (by a partial success), queue_full (on_full: drop), \
-             dead_letters_full (dead_letters.on_full: drop)."
+             dead_letters_full (dead_letters.on_full: drop), dead_letters_expired (dead_letters.max_age)."
         );
         describe_counter!(
             format!("forebay_exporter_dead_lettered_{items}"),
@@ -91,6 +91,10 @@ fn describe() {
     describe_gauge!(
         "forebay_dead_letters",
         "Letters that wait for somebody: parked by exporters, or malformed at the door."
+    );
+    describe_counter!(
+        "forebay_invalid_captured_requests",
+        "Requests that could not be decoded, by what became of their copy: kept, busy (too many at once), failed."
     );
     describe_gauge!("forebay_dead_letters_items", "Items in them.");
     describe_gauge!("forebay_dead_letters_allocated_bytes", Unit::Bytes, "Bytes that they occupy on disk.");
@@ -276,10 +280,22 @@ pub fn dead_letters(ring: &'static str, letters: u64, items: u64, allocated_byte
     gauge!("forebay_dead_letters_capacity_bytes", "kind" => ring).set(max_bytes as f64);
 }
 
+/// Requests that could not be decoded, by what became of their copy: `kept`, `busy`, `failed`.
+pub fn captured(outcome: &'static str, requests: u64) {
+    counter!("forebay_invalid_captured_requests", "outcome" => outcome).increment(requests);
+}
+
 /// Items of one exporter that became dead letters at the cap.
 pub fn queue_full_dead_letters(exporter: &str, signal: usize) -> Counter {
     let (data_type, items) = SIGNALS[signal];
     counter!(format!("forebay_exporter_dead_lettered_{items}"), "exporter" => exporter.to_owned(), "data_type" => data_type, "reason" => "queue_full")
+}
+
+/// Items of dead letters that were older than `max_age`.
+pub fn expired_dead_letters(exporter: &str, signal: usize, items: u64) {
+    let (data_type, name) = SIGNALS[signal];
+    counter!(format!("forebay_exporter_dropped_{name}"), "exporter" => exporter.to_owned(), "data_type" => data_type, "reason" => "dead_letters_expired")
+        .increment(items);
 }
 
 /// Items of one exporter that were given up at the cap.

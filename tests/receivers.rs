@@ -79,7 +79,7 @@ async fn bench_of(max_size_bytes: Option<u64>, encodings: otlp::Encodings) -> Be
     let (http, grpc) = (bound.http_addresses()[0], bound.grpc_addresses()[0]);
     let budget = Budget::new(MEMORY_BYTES);
     let end = CancellationToken::new();
-    tokio::spawn(bound.serve(Arc::new(router), budget.clone(), end.clone()));
+    tokio::spawn(bound.serve(Arc::new(router), budget.clone(), None, end.clone()));
     Bench { _dir: dir, store, http, grpc, budget, end, client: client() }
 }
 

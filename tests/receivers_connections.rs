@@ -69,7 +69,7 @@ async fn bench_over(intake: Arc<dyn Intake>, adjust: impl FnOnce(&mut GrpcSettin
     let bound = otlp::bind("otlp", settings).await.expect("bound");
     let (http, grpc) = (bound.http_addresses()[0], bound.grpc_addresses()[0]);
     let (budget, end) = (Budget::new(MEMORY_BYTES), CancellationToken::new());
-    let serving = tokio::spawn(bound.serve(intake, budget.clone(), end.clone()));
+    let serving = tokio::spawn(bound.serve(intake, budget.clone(), None, end.clone()));
     Bench { store: None, http, grpc, budget, end, serving }
 }
 

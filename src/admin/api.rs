@@ -116,9 +116,8 @@ pub fn router(api: Arc<Api>) -> Router {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dlq::OnFull;
-    use crate::storage::dead_letters::{AtCap, Options};
-    use crate::storage::{DeadLetterLog, RealDisk};
+    use crate::dlq::{OnFull, Shelf};
+    use crate::storage::{Disk, RealDisk};
     use futures_util::FutureExt;
     use tower::ServiceExt;
 
@@ -147,9 +146,9 @@ mod tests {
     }
 
     fn empty(dir: &std::path::Path) -> Router {
-        let options = Options { max_bytes: 1 << 20, at_cap: AtCap::Refuse };
-        let (log, _) = DeadLetterLog::open(Arc::new(RealDisk), dir, options, None).expect("opens");
-        router(Api::new(Arc::new(DeadLetters::new(Arc::new(log), OnFull::Block)), Arc::new(Nobody), None))
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let (shelf, _) = Shelf::open(&disk, dir, 1 << 20, None).expect("opens");
+        router(Api::new(Arc::new(DeadLetters::new(shelf, OnFull::Block)), Arc::new(Nobody), None))
     }
 
     #[tokio::test]

@@ -64,8 +64,11 @@ impl Sources {
         let (allocated, capacity) = (self.store.space().allocated_bytes(), self.store.space().max_bytes());
         let time_to_full = self.growth.time_to(Instant::now(), waiting, capacity.saturating_sub(allocated));
         telemetry::storage_space(allocated, capacity, time_to_full);
-        let letters = self.dead_letters.log().status();
-        telemetry::dead_letters("parked", letters.letters, letters.items, letters.allocated_bytes, letters.max_bytes);
+        let shelf = self.dead_letters.shelf();
+        for (kind, log) in [("parked", shelf.parked()), ("invalid", shelf.ring())] {
+            let letters = log.status();
+            telemetry::dead_letters(kind, letters.letters, letters.items, letters.allocated_bytes, letters.max_bytes);
+        }
         telemetry::memory(self.budget.used_bytes(), self.budget.limit_bytes());
         if let Some(dedup) = &self.dedup {
             telemetry::dedup_disk(dedup.disk_bytes());

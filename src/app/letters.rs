@@ -1,29 +1,68 @@
 //! The dead-letter queue of this process: opened with the store, its figures and its ages watched.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::Plan;
-use crate::dlq::{self, DeadLetters, Description, OnFull, Parcel, Reason};
+use crate::dlq::expiry::{self, Calendar};
+use crate::dlq::{self, DeadLetters, Description, OnFull, Parcel, Reason, Shelf};
 use crate::otlp::{Encoding, Signal, resource};
 use crate::queue::{Park, Undo, metadata};
-use crate::storage::dead_letters::{AtCap, Options};
 use crate::storage::{Record, Store};
+use crate::telemetry;
 
 use super::Error;
 
+/// How often letters past their age are looked for: a tenth of the age, within these.
+const EXPIRY_INTERVAL_MIN: Duration = Duration::from_millis(100);
+const EXPIRY_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
 /// Opens it; what is damaged is said once, here.
 pub fn open(plan: &Plan, store: &Store) -> Result<Arc<DeadLetters>, Error> {
-    let options = Options { max_bytes: plan.dead_letters.max_size_bytes, at_cap: AtCap::Refuse };
-    let (log, opened) = store.dead_letters("dlq", options)?;
-    for damage in &opened.damage {
+    let max_bytes = plan.dead_letters.max_size_bytes;
+    let (shelf, damage) = Shelf::open(store.disk(), store.dir(), max_bytes, Some(store.space())).map_err(|error| {
+        Error::Setup(format!("failed to open the dead letters in {}: {error}", store.dir().display()))
+    })?;
+    for damage in damage {
         tracing::error!(%damage, "dead letters are damaged and lost; others are kept");
     }
-    let status = log.status();
+    let status = shelf.parked().status();
     if status.letters > 0 {
         tracing::warn!(letters = status.letters, items = status.items, "dead letters wait; see `forebay dlq list`");
     }
     let on_full = if plan.dead_letters.drops { OnFull::Drop } else { OnFull::Block };
-    Ok(Arc::new(DeadLetters::new(Arc::new(log), on_full)))
+    Ok(Arc::new(DeadLetters::new(shelf, on_full)))
+}
+
+/// Ends letters older than `max_age`, now and then, for as long as the process runs.
+pub fn expire(letters: &Arc<DeadLetters>, max_age: Duration) {
+    let (letters, calendar) = (Arc::clone(letters), Arc::new(Calendar::start()));
+    let interval = (max_age / 10).clamp(EXPIRY_INTERVAL_MIN, EXPIRY_INTERVAL_MAX);
+    tokio::spawn(async move {
+        tokio::time::sleep(expiry::GRACE.min(max_age)).await;
+        loop {
+            let (shelf, calendar) = (Arc::clone(letters.shelf()), Arc::clone(&calendar));
+            let work = move || expiry::expire(&shelf, calendar.now_unix_ns(), max_age);
+            match tokio::task::spawn_blocking(work).await {
+                Ok(Ok(expired)) if expired.letters > 0 => {
+                    for ((exporter, signal), items) in &expired.items {
+                        telemetry::expired_dead_letters(exporter, *signal as usize - 1, *items);
+                    }
+                    let items: u64 = expired.items.values().sum();
+                    tracing::warn!(
+                        letters = expired.letters,
+                        items,
+                        ?max_age,
+                        "dead letters are past max_age and dropped"
+                    );
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::error!(%error, "dead letters past max_age cannot be ended; trying later"),
+                Err(error) => tracing::error!(%error, "ending dead letters past max_age failed; trying later"),
+            }
+            tokio::time::sleep(interval).await;
+        }
+    });
 }
 
 /// Makes dead letters of what an exporter gives up at the cap (`on_full: park`).
@@ -31,7 +70,7 @@ pub fn park_at_cap(letters: &Arc<DeadLetters>, queue: &str, exporter: &str) -> P
     let (letters, queue, exporter) = (Arc::clone(letters), queue.to_owned(), exporter.to_owned());
     Box::new(move |records| {
         let parcels = records.iter().map(|record| parcel(record, &queue, &exporter)).collect::<Result<Vec<_>, _>>()?;
-        let log = Arc::clone(letters.log());
+        let log = Arc::clone(letters.shelf().parked());
         let new = parcels.into_iter().map(dlq::new_letter).collect();
         let (ids, _durable) = log.append(new).map_err(std::io::Error::other)?;
         let undo: Undo = Box::new(move || {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -11,7 +12,7 @@ use super::observe::Observed;
 use super::{build, letters};
 use crate::config::{Plan, ShutdownPlan};
 use crate::dedup::Dedup;
-use crate::dlq::DeadLetters;
+use crate::dlq::{Captures, DeadLetters};
 use crate::pipeline::Drain;
 use crate::queue::{Budget, Overflow};
 use crate::receivers::otlp::Bound;
@@ -29,6 +30,8 @@ pub struct Running {
     drain: Drain,
     deliveries: TaskTracker,
     overflow: Overflow,
+    /// Writes malformed payloads; ends when the receivers have.
+    capturing: Option<JoinHandle<()>>,
 }
 
 impl Running {
@@ -55,9 +58,19 @@ impl Running {
         let budget = Budget::new(memory.intake_bytes);
         let receivers_end = CancellationToken::new();
         let serving = TaskTracker::new();
+        if let Some(max_age) = plan.dead_letters.max_age {
+            letters::expire(&dead_letters, max_age);
+        }
+        let (captures, capturing) = match plan.dead_letters.captures_invalid {
+            true => {
+                let (captures, write) = Captures::new(Arc::clone(dead_letters.shelf().ring()));
+                (Some(captures), Some(tokio::spawn(write)))
+            }
+            false => (None, None),
+        };
         for (bound, router) in receivers.into_iter().zip(built.routers) {
             tracing::info!(grpc = ?bound.grpc_addresses(), http = ?bound.http_addresses(), "receiving");
-            serving.spawn(bound.serve(Arc::new(router), budget.clone(), receivers_end.clone()));
+            serving.spawn(bound.serve(Arc::new(router), budget.clone(), captures.clone(), receivers_end.clone()));
         }
         serving.close();
         Ok(Running {
@@ -72,6 +85,7 @@ impl Running {
             drain,
             deliveries,
             overflow,
+            capturing,
         })
     }
 
@@ -83,6 +97,11 @@ impl Running {
         self.receivers_end.cancel();
         if tokio::time::timeout_at(deadline, self.serving.wait()).await.is_err() {
             tracing::warn!("connections are still open at the deadline; their requests were not acknowledged");
+        }
+        if let Some(capturing) = self.capturing
+            && tokio::time::timeout_at(deadline, capturing).await.is_err()
+        {
+            tracing::warn!("malformed payloads were not all kept by the deadline");
         }
         self.drain.drain.cancel();
         if tokio::time::timeout_at(deadline, self.deliveries.wait()).await.is_err() {

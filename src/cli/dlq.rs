@@ -19,10 +19,9 @@ use crate::admin::api::{self, Api, Edited, Progress, Purged};
 use crate::admin::api::{PurgeRequest, ReplayRequest};
 use crate::app::resend::Exporters;
 use crate::config::Plan;
-use crate::dlq::{DeadLetters, Entry, Filter, Listed, OnFull, Reason};
+use crate::dlq::{DeadLetters, Entry, Filter, Listed, OnFull, Reason, Shelf};
 use crate::settings::parse_duration;
-use crate::storage::dead_letters::{AtCap, Options};
-use crate::storage::{DeadLetterLog, RealDisk, store, unix_now_ns};
+use crate::storage::{Disk, RealDisk, store, unix_now_ns};
 
 pub use arguments::DlqCommand;
 use arguments::{Edit, Export, List, Place, Purge, Replay, Select, Show};
@@ -58,15 +57,15 @@ fn at(place: &Place, work: impl AsyncFnOnce(Way) -> Result<(), Failure>) -> Resu
 /// The same API, over the files.
 fn files(dir: &Path, plan: Option<&Plan>) -> Result<Way, Failure> {
     let max_bytes = plan.map(|plan| plan.dead_letters.clone()).unwrap_or_default().max_size_bytes;
-    let options = Options { max_bytes, at_cap: AtCap::Refuse };
-    let (log, opened) = DeadLetterLog::open(Arc::new(RealDisk), &dir.join("dlq"), options, None)
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let (shelf, damage) = Shelf::open(&disk, dir, max_bytes, None)
         .map_err(|error| Failure::Other(format!("failed to open the dead letters in {}: {error}", dir.display())))?;
-    opened.damage.iter().for_each(|damage| output::complain(&format_args!("warning: {damage}")));
+    damage.iter().for_each(|damage| output::complain(&format_args!("warning: {damage}")));
     let exporters = match plan {
         Some(plan) => Exporters::of_plan(plan, dir).map_err(|error| Failure::Other(error.to_string()))?,
         None => Exporters::default(),
     };
-    let letters = Arc::new(DeadLetters::new(Arc::new(log), OnFull::Block));
+    let letters = Arc::new(DeadLetters::new(shelf, OnFull::Block));
     Ok(Way::Files(api::router(Api::new(letters, Arc::new(exporters), None))))
 }
 

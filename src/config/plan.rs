@@ -124,11 +124,15 @@ pub struct DeadLettersPlan {
     pub max_size_bytes: u64,
     /// At the cap letters are dropped, and counted; otherwise their records are held.
     pub drops: bool,
+    /// Whether what cannot be decoded at the door is kept, in a ring beside them.
+    pub captures_invalid: bool,
+    /// Older letters are dropped, and counted; None: they wait for ever.
+    pub max_age: Option<Duration>,
 }
 
 impl Default for DeadLettersPlan {
     fn default() -> DeadLettersPlan {
-        DeadLettersPlan { max_size_bytes: 1 << 30, drops: false }
+        DeadLettersPlan { max_size_bytes: 1 << 30, drops: false, captures_invalid: true, max_age: None }
     }
 }
 

@@ -74,6 +74,12 @@ pub struct Description {
     /// The receiver, its client, and the client's headers without secrets, for what was malformed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// Where in the inflated body reading ended, for what was malformed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset_bytes: Option<u64>,
+    /// The length of the body of which only the beginning is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_from_bytes: Option<u64>,
     /// `HTTP 400` or `gRPC 3 INVALID_ARGUMENT`, if a server answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
@@ -98,8 +104,50 @@ pub struct Description {
 pub struct Origin {
     pub receiver: String,
     pub peer: String,
-    pub content_type: String,
+    /// By name; the values of those that might be secrets are left out.
     pub headers: Vec<(String, String)>,
+}
+
+/// Longest list of headers that is kept.
+const HEADERS_MAX: usize = 32;
+/// In place of a value.
+const LEFT_OUT: &str = "(left out)";
+/// Headers whose values are kept: what describes the body and the way that it came. Any other may be a secret.
+const PLAIN_HEADERS: &[&str] = &[
+    "accept",
+    "accept-encoding",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "forwarded",
+    "grpc-accept-encoding",
+    "grpc-encoding",
+    "grpc-timeout",
+    "host",
+    "te",
+    "transfer-encoding",
+    "user-agent",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-real-ip",
+];
+
+impl Origin {
+    pub fn new<'a>(
+        receiver: &str,
+        peer: Option<std::net::IpAddr>,
+        headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+    ) -> Origin {
+        let kept = headers.take(HEADERS_MAX).map(|(name, value)| {
+            let is_plain = PLAIN_HEADERS.contains(&name);
+            let value = if is_plain { String::from_utf8_lossy(value) } else { LEFT_OUT.into() };
+            (cut(name, NAME_BYTES_MAX), cut(&value, NAME_BYTES_MAX))
+        });
+        let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
+        Origin { receiver: cut(receiver, NAME_BYTES_MAX), peer, headers: kept.collect() }
+    }
 }
 
 impl Description {
@@ -109,6 +157,8 @@ impl Description {
             queue: String::new(),
             exporter: None,
             origin: None,
+            offset_bytes: None,
+            cut_from_bytes: None,
             status: None,
             message: cut(message, MESSAGE_BYTES_MAX),
             attempts: 0,
@@ -165,6 +215,24 @@ mod tests {
         assert!(bytes.len() < 64 << 10, "{}", bytes.len());
         assert_eq!(Description::from_bytes(&bytes).expect("reads"), description);
         assert_eq!(description.metadata()[0].1, vec![0xFF; 15_000]);
+    }
+
+    #[test]
+    fn no_secret_of_a_client_is_kept() {
+        let headers: [(&str, &[u8]); 4] = [
+            ("content-type", b"application/json"),
+            ("authorization", b"Bearer s3cret"),
+            ("x-tenant", b"acme"),
+            ("cookie", b"id=1"),
+        ];
+        let origin = Origin::new("otlp", Some(std::net::Ipv4Addr::LOCALHOST.into()), headers.into_iter());
+        let text = serde_json::to_string(&origin).expect("writes");
+        assert!(text.contains("application/json") && text.contains("127.0.0.1") && text.contains("authorization"));
+        assert!(!text.contains("s3cret") && !text.contains("acme") && !text.contains("id=1"), "{text}");
+        let many = (0..10_000).map(|_| ("user-agent", &[b'a'; 10_000][..]));
+        let mut description = Description::new(Reason::Malformed, &"x".repeat(10_000), 0);
+        description.origin = Some(Origin::new("otlp", None, many));
+        assert!(description.to_bytes().len() < 64 << 10);
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! Putting a repaired payload in the place of a broken one.
 
 use crate::otlp::{Encoding, Signal, json, resource, wire};
-use crate::storage::DeadLetterLog;
 use crate::storage::dead_letters::{LetterError, NewLetter};
 
-use super::Description;
+use super::{Description, Shelf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
@@ -20,7 +19,7 @@ pub enum EditError {
 }
 
 /// Replaces the payload by `text`, OTLP-JSON of the same signal; returns its items. The letter keeps its id and history.
-pub fn edit(log: &DeadLetterLog, id: u64, text: &[u8]) -> Result<u64, EditError> {
+pub fn edit(log: &Shelf, id: u64, text: &[u8]) -> Result<u64, EditError> {
     let unknown = || EditError::Unknown(super::listing::format_id(id));
     let letter = log.read(id)?.ok_or_else(unknown)?;
     let signal = Signal::from_u8(letter.row.signal).ok_or_else(unknown)?;
@@ -33,6 +32,7 @@ pub fn edit(log: &DeadLetterLog, id: u64, text: &[u8]) -> Result<u64, EditError>
     let mut description = letter.description;
     if let Ok(mut known) = Description::from_bytes(&description) {
         known.set_service_name(resource::service_name(&payload));
+        (known.offset_bytes, known.cut_from_bytes) = (None, None);
         description = known.to_bytes();
     }
     let replaced = NewLetter {

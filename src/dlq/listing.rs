@@ -1,13 +1,18 @@
 //! Which letters there are, as people and programs see them.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::otlp::{Encoding, Signal, compression, json};
-use crate::storage::DeadLetterLog;
 use crate::storage::dead_letters::{Letter, LetterError, Row};
 
-use super::{Description, Reason};
+use super::{Description, Reason, Shelf};
 
+/// The only key of a payload that is shown as bytes.
+pub const BASE64_KEY: &str = "base64";
+/// More of a malformed body is not inflated to be shown.
+const SHOWN_BYTES_MAX: usize = 64 << 20;
 /// Letters of one page, unless fewer are asked for.
 pub const PAGE_MAX: usize = 1000;
 
@@ -63,7 +68,7 @@ impl Filter {
     }
 
     /// The ids of all letters that are meant, oldest first. Reads their descriptions where it must.
-    pub fn select(&self, log: &DeadLetterLog) -> Result<Vec<u64>, LetterError> {
+    pub fn select(&self, log: &Shelf) -> Result<Vec<u64>, LetterError> {
         let rows = log.rows().into_iter().filter(|row| self.takes_row(row));
         let by_row = self.queue.is_none() && self.exporter.is_none() && self.service.is_none() && self.reason.is_none();
         if by_row {
@@ -137,7 +142,7 @@ pub fn parse_id(text: &str) -> Option<u64> {
 }
 
 /// The letter; None when it is gone, or damaged, which whoever reads it alone is told.
-fn readable(log: &DeadLetterLog, id: u64) -> Result<Option<Letter>, LetterError> {
+fn readable(log: &Shelf, id: u64) -> Result<Option<Letter>, LetterError> {
     match log.read(id) {
         Err(LetterError::Damaged { .. }) => Ok(None),
         read => read,
@@ -156,7 +161,7 @@ pub struct Listed {
 }
 
 /// The letters that are meant, oldest first, those behind `after`, at most `limit`.
-pub fn list(log: &DeadLetterLog, filter: &Filter, after: Option<u64>, limit: usize) -> Result<Listed, LetterError> {
+pub fn list(log: &Shelf, filter: &Filter, after: Option<u64>, limit: usize) -> Result<Listed, LetterError> {
     let ids = filter.select(log)?;
     let limit = limit.clamp(1, PAGE_MAX);
     let mut listed = Listed { matching: ids.len(), ..Listed::default() };
@@ -172,17 +177,33 @@ pub fn list(log: &DeadLetterLog, filter: &Filter, after: Option<u64>, limit: usi
 }
 
 /// One letter, with its payload where that is wanted.
-pub fn show(log: &DeadLetterLog, id: u64, with_payload: bool) -> Result<Option<Entry>, LetterError> {
+pub fn show(log: &Shelf, id: u64, with_payload: bool) -> Result<Option<Entry>, LetterError> {
     let Some(letter) = log.read(id)? else { return Ok(None) };
     let mut entry = Entry::new(&letter);
     if with_payload {
-        entry.payload = Some(match payload_json(&letter) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|_| String::from_utf8_lossy(&text).into()),
-            // What was malformed at the door is shown as the bytes that it is.
-            Err(_) => String::from_utf8_lossy(&letter.payload).into(),
+        let read = if log.is_malformed(id) { None } else { payload_json(&letter).ok() };
+        entry.payload = Some(match read.map(|text| serde_json::from_slice(&text)) {
+            Some(Ok(value)) => value,
+            Some(Err(_)) | None => as_it_is(&letter),
         });
     }
     Ok(Some(entry))
+}
+
+/// The bytes of a payload that is no message, inflated if they can be: text, or an object with them in base64.
+fn as_it_is(letter: &Letter) -> serde_json::Value {
+    let mut inflated = Vec::new();
+    let bytes = match Encoding::from_u8(letter.row.encoding) {
+        Some(encoding) if encoding != Encoding::Identity => {
+            let done = compression::inflate(encoding, &letter.payload, SHOWN_BYTES_MAX, &mut inflated, &mut |_| true);
+            if done.is_ok() { &inflated[..] } else { &letter.payload[..] }
+        }
+        _ => &letter.payload[..],
+    };
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => serde_json::json!({ BASE64_KEY: STANDARD.encode(bytes) }),
+    }
 }
 
 /// The payload as OTLP protobuf, inflated.

@@ -15,8 +15,12 @@ use super::schema;
 
 /// Why a JSON request could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct JsonError(pub String);
+#[error("{message}")]
+pub struct JsonError {
+    pub message: String,
+    /// Where reading ended, if it was reading.
+    pub offset: Option<usize>,
+}
 
 /// Reads an OTLP-JSON `Export*ServiceRequest` and encodes it as protobuf. The result is about half the input's size.
 pub fn to_protobuf(signal: Signal, json: &[u8]) -> Result<Bytes, JsonError> {
@@ -28,5 +32,5 @@ pub fn to_protobuf(signal: Signal, json: &[u8]) -> Result<Bytes, JsonError> {
 /// Appends the request as one line of OTLP-JSON (no newline inside, none at the end).
 pub fn write_json(signal: Signal, message: &[u8], out: &mut Vec<u8>) -> Result<(), JsonError> {
     write::request(schema::request(signal), message, out, super::wire::MAX_DEPTH)
-        .map_err(|error| JsonError(error.to_string()))
+        .map_err(|error| JsonError { message: error.to_string(), offset: None })
 }

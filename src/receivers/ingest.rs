@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::HeaderMap;
 use tokio::sync::Semaphore;
 
+use crate::dlq::{Capture, Captures, Origin};
 use crate::otlp::compression::{self, InflateError};
 use crate::otlp::{Encoding, Signal, json, wire};
 use crate::queue::{Accepted, Budget, Intake, Marks, Offer, Permit, Refused, RefusedReason};
@@ -24,7 +26,7 @@ const RETRY_AFTER_INTERNAL: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// Undecodable: HTTP 400, INVALID_ARGUMENT.
-    Malformed(String),
+    Malformed(Flaw),
     /// Over the limit: HTTP 413, RESOURCE_EXHAUSTED without RetryInfo.
     TooLarge(String),
     /// Come again: HTTP 503 with Retry-After, UNAVAILABLE with RetryInfo.
@@ -50,6 +52,20 @@ impl From<Refused> for Rejection {
     }
 }
 
+/// What is wrong with a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flaw {
+    pub message: String,
+    /// Where in the inflated body reading ended.
+    pub offset: Option<usize>,
+}
+
+impl From<String> for Flaw {
+    fn from(message: String) -> Flaw {
+        Flaw { message, offset: None }
+    }
+}
+
 /// How the message in the body is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -72,6 +88,10 @@ pub struct Ingest {
     /// Large bodies worked on at once.
     pub heavy: Arc<Semaphore>,
     pub metrics: ReceiverMetrics,
+    /// The receiver's id.
+    pub receiver: String,
+    /// Where malformed bodies go, if they are kept.
+    pub captures: Option<Captures>,
 }
 
 /// A validated request, not stored yet.
@@ -85,24 +105,35 @@ struct Checked {
 }
 
 /// A body as it came, and from whom.
-pub struct Arrival {
+pub struct Arrival<'a> {
+    pub client: Client<'a>,
     pub content: Content,
     pub encoding: WireEncoding,
     pub body: Bytes,
     pub permit: Permit,
+}
+
+/// Who sent a request.
+#[derive(Clone, Copy)]
+pub struct Client<'a> {
     pub peer: Option<IpAddr>,
+    pub headers: &'a HeaderMap,
 }
 
 impl Ingest {
     /// Takes a whole body; success only with the receipt.
-    pub async fn accept(&self, signal: Signal, arrival: Arrival, bytes_max: u64) -> Result<Accepted, Rejection> {
-        let Arrival { content, encoding, body, permit, peer } = arrival;
+    pub async fn accept(&self, signal: Signal, arrival: Arrival<'_>, bytes_max: u64) -> Result<Accepted, Rejection> {
+        let Arrival { client, content, encoding, body, permit } = arrival;
         let started = Instant::now();
         let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        let kept = self.captures.as_ref().map(|captures| (captures, body.clone()));
         let checked = match self.check(signal, content, encoding, body, permit, limit).await {
             Ok(checked) => checked,
             Err(rejection) => {
                 self.count(signal, &rejection);
+                if let (Rejection::Malformed(flaw), Some((captures, body))) = (&rejection, kept) {
+                    self.capture(captures, signal, encoding, flaw, body, client);
+                }
                 return Err(rejection);
             }
         };
@@ -116,7 +147,7 @@ impl Ingest {
             payload: checked.payload,
             permit: checked.permit,
             marks: checked.marks,
-            peer,
+            peer: client.peer,
         };
         match self.intake.offer(offer).await {
             Ok(accepted) => {
@@ -129,6 +160,34 @@ impl Ingest {
                 Err(rejection)
             }
         }
+    }
+
+    /// Keeps a copy of what could not be decoded, if there is memory for it.
+    fn capture(
+        &self,
+        captures: &Captures,
+        signal: Signal,
+        encoding: WireEncoding,
+        flaw: &Flaw,
+        body: Bytes,
+        client: Client<'_>,
+    ) {
+        let Some(permit) = self.budget.try_reserve(body.len() as u64) else { return };
+        let encoding = match encoding {
+            WireEncoding::Stored(encoding) => encoding,
+            // As bytes; the header says what they are.
+            WireEncoding::Zlib => Encoding::Identity,
+        };
+        let headers = client.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        captures.offer(Capture {
+            signal,
+            encoding,
+            body,
+            message: flaw.message.clone(),
+            offset: flaw.offset.map(|offset| offset as u64),
+            origin: Origin::new(&self.receiver, client.peer, headers),
+            permit,
+        });
     }
 
     /// Refuses before a large body is read what would be refused anyway.
@@ -265,7 +324,8 @@ impl Looker {
                                 return Err(super::body::out_of_memory());
                             }
                             json::to_protobuf(signal, &raw).map_err(|error| {
-                                Rejection::Malformed(format!("the JSON body cannot be read: {error}"))
+                                let message = format!("the JSON body cannot be read: {error}");
+                                Rejection::Malformed(Flaw { message, offset: error.offset })
                             })?
                         }
                     };
@@ -290,8 +350,10 @@ impl Looker {
 
     /// Validates a message, and notes what it will be known by while it is at hand.
     fn scan(&self, signal: Signal, message: &[u8]) -> Result<(u64, Marks), Rejection> {
-        let summary = wire::scan(signal, message)
-            .map_err(|error| Rejection::Malformed(format!("the body is not a valid OTLP request: {error}")))?;
+        let summary = wire::scan(signal, message).map_err(|error| {
+            let message = format!("the body is not a valid OTLP request: {error}");
+            Rejection::Malformed(Flaw { message, offset: Some(error.offset) })
+        })?;
         let marks = self.intake.mark(signal, message, &summary, &self.budget).ok_or_else(super::body::out_of_memory)?;
         Ok((summary.items, marks))
     }
@@ -316,6 +378,6 @@ fn inflate(
     result.map_err(|error| match error {
         InflateError::TooLarge { .. } => too_large(limit),
         InflateError::NoMemory => super::body::out_of_memory(),
-        InflateError::Malformed { .. } => Rejection::Malformed(error.to_string()),
+        InflateError::Malformed { .. } => Rejection::Malformed(error.to_string().into()),
     })
 }

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::dlq::Captures;
 use crate::queue::{Accepted, Budget, Intake};
 use crate::settings::Table;
 use crate::telemetry::ReceiverMetrics;
@@ -234,7 +235,12 @@ pub async fn bind(id: &str, settings: Settings) -> Result<Bound, BindError> {
 }
 
 /// What each transport of one receiver needs; large bodies wait for each other.
-fn ingests(id: String, intake: Arc<dyn Intake>, budget: Budget) -> impl Fn(&'static str) -> Arc<Ingest> {
+fn ingests(
+    id: String,
+    intake: Arc<dyn Intake>,
+    budget: Budget,
+    captures: Option<Captures>,
+) -> impl Fn(&'static str) -> Arc<Ingest> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let heavy = Arc::new(Semaphore::new(processors));
     move |transport| {
@@ -243,13 +249,15 @@ fn ingests(id: String, intake: Arc<dyn Intake>, budget: Budget) -> impl Fn(&'sta
             budget: budget.clone(),
             heavy: Arc::clone(&heavy),
             metrics: ReceiverMetrics::new(&id, transport),
+            receiver: id.clone(),
+            captures: captures.clone(),
         })
     }
 }
 
 /// What answers requests of HTTP and of gRPC, without connections.
 pub async fn routers(id: &str, settings: &Settings, intake: Arc<dyn Intake>, budget: Budget) -> [Option<Router>; 2] {
-    let ingest = ingests(id.to_owned(), intake, budget);
+    let ingest = ingests(id.to_owned(), intake, budget, None);
     let http = settings.http.as_ref().map(|settings| http::router(settings, ingest("http")));
     let grpc = match &settings.grpc {
         Some(settings) => Some(grpc::router(settings, ingest("grpc")).await),
@@ -268,8 +276,14 @@ impl Bound {
     }
 
     /// Serves until `shutdown`, then answers what is under way and ends.
-    pub async fn serve(self, intake: Arc<dyn Intake>, budget: Budget, shutdown: CancellationToken) {
-        let ingest = ingests(self.id, intake, budget);
+    pub async fn serve(
+        self,
+        intake: Arc<dyn Intake>,
+        budget: Budget,
+        captures: Option<Captures>,
+        shutdown: CancellationToken,
+    ) {
+        let ingest = ingests(self.id, intake, budget, captures);
         let http =
             self.settings.http.map(|settings| http::serve(self.http, settings, ingest("http"), shutdown.clone()));
         let grpc =

@@ -49,6 +49,8 @@ pub struct Options {
     /// Allocated bytes, in whole segments.
     pub max_bytes: u64,
     pub at_cap: AtCap,
+    /// Ids are not below this.
+    pub first_id: u64,
 }
 
 impl Options {
@@ -192,6 +194,11 @@ impl DeadLetterLog {
         self.write(&mut state, vec![Entry::letter(Some(id), letter)], Room::Beyond)?;
         self.tidy(&mut state);
         Ok(true)
+    }
+
+    /// Keeps a letter that another log had under this id, which must not be among those that this one gives out.
+    pub fn adopt(&self, id: u64, letter: NewLetter) -> Result<(), LetterError> {
+        self.write(&mut self.state.lock(), vec![Entry::letter(Some(id), letter)], Room::Capped).map(drop)
     }
 
     /// Notes something about a letter, in place of what was noted before.

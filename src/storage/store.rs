@@ -18,7 +18,6 @@ use parking_lot::Mutex;
 
 use super::catalog::{self, Catalog, CatalogError, Contents, MetaRow, QueueContents, SledCatalog};
 use super::cursor::StartAt;
-use super::dead_letters::{self, DeadLetterLog};
 use super::disk::Disk;
 use super::log::{Drive, Log, Observer, Shared, Signal};
 use super::recovery::{self, QueueReport};
@@ -315,17 +314,6 @@ impl Store {
 
     pub fn dir(&self) -> &Path {
         &self.dir
-    }
-
-    /// The log of dead letters in that directory; at most one for each name.
-    pub fn dead_letters(
-        &self,
-        name: &str,
-        options: dead_letters::Options,
-    ) -> Result<(DeadLetterLog, dead_letters::Opened), StoreError> {
-        let dir = self.dir.join(name);
-        DeadLetterLog::open(Arc::clone(&self.disk), &dir, options, Some(Arc::clone(&self.shared.space)))
-            .map_err(StoreError::io("open", &dir))
     }
 
     pub fn space(&self) -> &Arc<Space> {

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{Api, blocking, refuse};
-use crate::dlq::{self, EditError, Filter, Note, format_id, parse_id};
-use crate::storage::DeadLetterLog;
+use crate::dlq::{self, EditError, Filter, Note, Shelf, format_id, parse_id};
 use crate::storage::dead_letters::LetterError;
 use crate::storage::unix_now_ns;
 
@@ -76,8 +75,8 @@ pub async fn list(State(api): State<Arc<Api>>, Query(mut selection): Query<Selec
         after => after.and_then(Result::ok),
     };
     let limit = selection.limit.unwrap_or(PAGE_DEFAULT);
-    let log = Arc::clone(api.letters.log());
-    match blocking(move || dlq::list(&log, &selection.filter(), after, limit)).await {
+    let shelf = Arc::clone(api.letters.shelf());
+    match blocking(move || dlq::list(&shelf, &selection.filter(), after, limit)).await {
         Ok(Ok(listed)) => Json(listed).into_response(),
         Ok(Err(error)) => failed(&error),
         Err(response) => response,
@@ -92,8 +91,8 @@ pub struct Shown {
 
 pub async fn show(State(api): State<Arc<Api>>, Path(id): Path<String>, Query(shown): Query<Shown>) -> Response {
     let Some(number) = parse_id(&id) else { return unknown(&id) };
-    let log = Arc::clone(api.letters.log());
-    match blocking(move || dlq::show(&log, number, shown.payload)).await {
+    let shelf = Arc::clone(api.letters.shelf());
+    match blocking(move || dlq::show(&shelf, number, shown.payload)).await {
         Ok(Ok(Some(entry))) => Json(entry).into_response(),
         Ok(Ok(None)) => unknown(&id),
         Ok(Err(error)) => failed(&error),
@@ -109,8 +108,8 @@ pub struct Edited {
 
 pub async fn edit(State(api): State<Arc<Api>>, Path(id): Path<String>, text: Bytes) -> Response {
     let Some(number) = parse_id(&id) else { return unknown(&id) };
-    let log = Arc::clone(api.letters.log());
-    match blocking(move || dlq::edit(&log, number, &text)).await {
+    let shelf = Arc::clone(api.letters.shelf());
+    match blocking(move || dlq::edit(&shelf, number, &text)).await {
         Ok(Ok(items)) => {
             tracing::info!(letter = %id, items, "a dead letter was edited");
             Json(Edited { id, items }).into_response()
@@ -133,10 +132,10 @@ fn lines(receiver: mpsc::Receiver<Result<Vec<u8>, String>>) -> Response {
 }
 
 pub async fn export(State(api): State<Arc<Api>>, Query(selection): Query<Selection>) -> Response {
-    let log = Arc::clone(api.letters.log());
+    let shelf = Arc::clone(api.letters.shelf());
     let filter = selection.filter();
-    let selecting = Arc::clone(&log);
-    let ids = match blocking(move || filter.select(&selecting)).await {
+    let selecting = Arc::clone(&shelf);
+    let ids = match blocking(move || readable(&selecting, &filter)).await {
         Ok(Ok(ids)) => ids,
         Ok(Err(error)) => return failed(&error),
         Err(response) => return response,
@@ -144,7 +143,7 @@ pub async fn export(State(api): State<Arc<Api>>, Query(selection): Query<Selecti
     let (sender, receiver) = mpsc::channel(LINES_AHEAD);
     tokio::task::spawn_blocking(move || {
         for id in ids {
-            let line = match exported(&log, id) {
+            let line = match exported(&shelf, id) {
                 Ok(None) => continue,
                 Ok(Some(line)) => Ok(line),
                 Err(error) => Err(format!("letter {} cannot be exported: {error}", format_id(id))),
@@ -158,9 +157,25 @@ pub async fn export(State(api): State<Arc<Api>>, Query(selection): Query<Selecti
     lines(receiver)
 }
 
+/// The letters that are meant, without those that never could be decoded unless they are named: they can neither be
+/// exported nor sent.
+fn readable(shelf: &Shelf, filter: &Filter) -> Result<Vec<u64>, LetterError> {
+    let mut ids = filter.select(shelf)?;
+    if filter.ids.is_empty() {
+        ids.retain(|id| !shelf.is_malformed(*id));
+    }
+    Ok(ids)
+}
+
+/// What to do with a letter that was malformed at the door.
+const MALFORMED: &str = "it could not be decoded at the door; repair it with `forebay dlq edit` first";
+
 /// One letter as a line; None when it is gone.
-fn exported(log: &DeadLetterLog, id: u64) -> Result<Option<Vec<u8>>, String> {
-    let Some(letter) = log.read(id).map_err(|error| error.to_string())? else { return Ok(None) };
+fn exported(shelf: &Shelf, id: u64) -> Result<Option<Vec<u8>>, String> {
+    let Some(letter) = shelf.read(id).map_err(|error| error.to_string())? else { return Ok(None) };
+    if shelf.is_malformed(id) {
+        return Err(MALFORMED.to_owned());
+    }
     let mut line = dlq::payload_json(&letter)?;
     line.push(b'\n');
     Ok(Some(line))
@@ -192,12 +207,12 @@ pub async fn purge(State(api): State<Arc<Api>>, Json(request): Json<PurgeRequest
     if let Some(refusal) = is_vague(&request.filter, request.all) {
         return refusal;
     }
-    let log = Arc::clone(api.letters.log());
+    let shelf = Arc::clone(api.letters.shelf());
     let dry_run = request.dry_run;
     let work = move || -> Result<Purged, LetterError> {
-        let ids = request.filter.select(&log)?;
-        let items = ids.iter().filter_map(|id| log.row(*id)).map(|row| u64::from(row.items)).sum();
-        let letters = if dry_run { ids.len() } else { log.remove(&ids)? };
+        let ids = request.filter.select(&shelf)?;
+        let items = ids.iter().filter_map(|id| shelf.row(*id)).map(|row| u64::from(row.items)).sum();
+        let letters = if dry_run { ids.len() } else { shelf.remove(&ids)? };
         Ok(Purged { letters, items, dry_run })
     };
     match blocking(work).await {
@@ -260,17 +275,17 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
     if request.rate.is_some_and(|rate| !(rate >= RATE_MIN && rate.is_finite())) {
         return refuse(StatusCode::BAD_REQUEST, format!("the rate must be at least {RATE_MIN} letters a second"), None);
     }
-    let log = Arc::clone(api.letters.log());
+    let shelf = Arc::clone(api.letters.shelf());
     let filter = request.filter.clone();
-    let ids = match blocking(move || filter.select(&log)).await {
+    let ids = match blocking(move || readable(&shelf, &filter)).await {
         Ok(Ok(ids)) => ids,
         Ok(Err(error)) => return failed(&error),
         Err(response) => return response,
     };
     let (sender, receiver) = mpsc::channel(LINES_AHEAD);
     if request.dry_run {
-        let log = api.letters.log();
-        let items = ids.iter().filter_map(|id| log.row(*id)).map(|row| u64::from(row.items)).sum();
+        let shelf = api.letters.shelf();
+        let items = ids.iter().filter_map(|id| shelf.row(*id)).map(|row| u64::from(row.items)).sum();
         let summary = Progress::Summary { delivered: ids.len(), failed: 0, items, dry_run: true };
         return ([(CONTENT_TYPE, LINES)], summary.line()).into_response();
     }
@@ -316,16 +331,19 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
 
 /// Sends one letter; ended only when it is delivered, else what went wrong is noted. Returns its items.
 async fn one(api: &Arc<Api>, id: u64, to: Option<&str>) -> Result<u64, String> {
-    let log = Arc::clone(api.letters.log());
-    let read = tokio::task::spawn_blocking(move || log.read(id)).await.map_err(|error| error.to_string())?;
+    let shelf = Arc::clone(api.letters.shelf());
+    let read = tokio::task::spawn_blocking(move || shelf.read(id)).await.map_err(|error| error.to_string())?;
     let letter = read.map_err(|error| error.to_string())?.ok_or("it is gone already")?;
+    if api.letters.shelf().is_malformed(id) {
+        return Err(MALFORMED.to_owned());
+    }
     let sent = api.resend.resend(&letter, to).await;
-    let log = Arc::clone(api.letters.log());
+    let shelf = Arc::clone(api.letters.shelf());
     let items = u64::from(letter.row.items);
     match sent {
         Ok(()) => {
             // What somebody put in its place meanwhile was not sent.
-            let ended = tokio::task::spawn_blocking(move || log.remove_unchanged(&letter.row)).await;
+            let ended = tokio::task::spawn_blocking(move || shelf.remove_unchanged(&letter.row)).await;
             match ended.map_err(|error| error.to_string())? {
                 Ok(true) => Ok(items),
                 Ok(false) => Err("it was delivered as it was; it has been edited since, and stays".to_owned()),
@@ -338,7 +356,7 @@ async fn one(api: &Arc<Api>, id: u64, to: Option<&str>) -> Result<u64, String> {
             let replays = before.map_or(0, |note| note.replays) + 1;
             let note = Note { replays, message: message.clone(), at_unix_ms: unix_now_ns() / 1_000_000 };
             let note = serde_json::to_vec(&note).unwrap_or_default();
-            match tokio::task::spawn_blocking(move || log.note(id, Bytes::from(note))).await {
+            match tokio::task::spawn_blocking(move || shelf.note(id, Bytes::from(note))).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::warn!(letter = format_id(id), %error, "a failed replay cannot be noted"),
                 Err(error) => tracing::warn!(letter = format_id(id), %error, "a failed replay cannot be noted"),

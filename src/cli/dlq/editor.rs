@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::cli::Failure;
-use crate::dlq::Entry;
+use crate::dlq::{BASE64_KEY, Entry};
 
 /// `$VISUAL`, else `$EDITOR`, else vi, as a command of the shell.
 fn command() -> OsString {
@@ -33,6 +33,13 @@ pub fn open(entry: &Entry) -> Result<Option<Vec<u8>>, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::Other(format!("failed to edit letter {}: {error}", entry.id));
     let before = match &entry.payload {
         Some(serde_json::Value::String(text)) => text.clone().into_bytes(),
+        Some(value) if value.get(BASE64_KEY).is_some() => {
+            return Err(Failure::Other(format!(
+                "letter {} is no text\n  help: `forebay dlq show {0} --show-payload` prints its bytes in base64; \
+                 mend them, and put OTLP-JSON in their place with --from FILE",
+                entry.id
+            )));
+        }
         Some(value) => serde_json::to_vec_pretty(value).map_err(|error| failed(&error))?,
         None => Vec::new(),
     };

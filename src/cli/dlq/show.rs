@@ -67,6 +67,18 @@ pub fn entry(entry: &Entry) -> String {
     line("queue", &description.queue);
     line("service", description.service_name.as_deref().unwrap_or_default());
     line("holds", &format!("{} items of {}, {} bytes", entry.items, entry.signal, entry.bytes));
+    if let Some(offset) = description.offset_bytes {
+        line("at byte", &offset.to_string());
+    }
+    if let Some(len) = description.cut_from_bytes {
+        line("kept", &format!("the beginning of {len} bytes"));
+    }
+    if let Some(origin) = &description.origin {
+        line("client", &format!("{} at receiver {}", origin.peer, origin.receiver));
+        for (name, value) in &origin.headers {
+            line("header", &format!("{name}: {value}"));
+        }
+    }
     line("received", &format!("{} ago", ago(description.received_unix_ms)));
     line("parked", &format!("{} ago, after {} attempts", ago(entry.parked_unix_ms), description.attempts));
     if let Some(note) = &entry.replay {

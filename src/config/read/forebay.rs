@@ -124,11 +124,12 @@ pub fn dedup_memory(table: &mut Table<'_>) -> Option<u64> {
 }
 
 fn dead_letters(table: &mut Table<'_>) -> DeadLettersPlan {
-    later(table, &["max_age", "capture_invalid"]);
     let default = DeadLettersPlan::default();
     DeadLettersPlan {
         max_size_bytes: at_least(table, "max_size", DEAD_LETTERS_BYTES_MIN).unwrap_or(default.max_size_bytes),
         drops: table.choice("on_full", &[("block", false), ("drop", true)]).unwrap_or(default.drops),
+        captures_invalid: table.flag("capture_invalid").unwrap_or(default.captures_invalid),
+        max_age: table.duration("max_age").filter(|age| !age.is_zero()),
     }
 }
 

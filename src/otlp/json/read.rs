@@ -19,7 +19,17 @@ const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SA
 pub(super) fn message(message: &'static Message, json: &[u8], out: &mut Vec<u8>) -> Result<(), JsonError> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let seed = MessageSeed { message, out, depth_left: MAX_DEPTH };
-    seed.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map_err(|error| JsonError(error.to_string()))
+    seed.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map_err(|error| JsonError {
+        message: error.to_string(),
+        offset: Some(offset_of(json, error.line(), error.column())),
+    })
+}
+
+/// The byte that a line and a column, both from 1, stand for.
+fn offset_of(json: &[u8], line: usize, column: usize) -> usize {
+    let lines = json.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1));
+    let start: usize = lines.map(<[u8]>::len).sum();
+    (start + column.saturating_sub(1)).min(json.len())
 }
 
 fn put_varint(out: &mut Vec<u8>, mut value: u64) {

@@ -7,10 +7,9 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message;
 
 use super::*;
-use crate::dlq::{DeadLetters, Description, OnFull, Reason};
+use crate::dlq::{DeadLetters, Description, OnFull, Reason, Shelf};
 use crate::exporters::RemoteStatus;
-use crate::storage::dead_letters::{AtCap, Options as LetterOptions};
-use crate::storage::{DeadLetterLog, Fate};
+use crate::storage::{Disk, Fate};
 
 /// A request with spans of these names in two resources.
 fn request(names: &[String]) -> Vec<u8> {
@@ -81,9 +80,9 @@ fn hates_poison(batch: &Batch, _: usize) -> Outcome {
 }
 
 fn letters_in(dir: &Path, max_bytes: u64, on_full: OnFull) -> Arc<DeadLetters> {
-    let options = LetterOptions { max_bytes, at_cap: AtCap::Refuse };
-    let (log, _) = DeadLetterLog::open(Arc::new(RealDisk), &dir.join("dlq"), options, None).expect("opens");
-    Arc::new(DeadLetters::new(Arc::new(log), on_full))
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let (shelf, _) = Shelf::open(&disk, dir, max_bytes, None).expect("opens");
+    Arc::new(DeadLetters::new(shelf, on_full))
 }
 
 struct Case {
@@ -121,7 +120,7 @@ impl Case {
 
     /// The parked letters: names of their spans, and why.
     fn parked(&self) -> BTreeMap<Vec<String>, Description> {
-        let log = self.letters.log();
+        let log = self.letters.shelf().parked();
         let read = |row: crate::storage::dead_letters::Row| {
             let letter = log.read(row.id).expect("readable").expect("there");
             (names_in(&letter.payload), Description::from_bytes(&letter.description).expect("a description"))
@@ -219,7 +218,7 @@ async fn a_destination_that_refuses_everything_is_recognised_held_and_gets_every
     tokio::time::timeout(PATIENCE, held).await.expect("held");
     let requests = exporter.seen.lock().len();
     assert!(requests <= REFUSALS_IN_ROW_MAX as usize + 2, "{requests} requests to find out");
-    assert_eq!(case.letters.log().status().letters, 0, "nothing is parked");
+    assert_eq!(case.letters.shelf().parked().status().letters, 0, "nothing is parked");
     assert_eq!(settled(&case.log), 0);
     well.store(true, Ordering::Relaxed);
     assert_eq!(subscription.retry_held(), 2);
@@ -253,7 +252,7 @@ async fn a_lone_poison_is_held_until_the_destination_is_known_to_take_something_
     };
     let status = Arc::clone(&subscription);
     wait(Box::new(move || status.status().held_ranges == 1)).await;
-    assert_eq!(case.letters.log().status().letters, 0);
+    assert_eq!(case.letters.shelf().parked().status().letters, 0);
     put_spans(&case.router, &named(1, &[])).await;
     let log = Arc::clone(&case.log);
     wait(Box::new(move || log.cursor("x").is_some_and(|cursor| cursor.is_settled(1)))).await;
@@ -401,7 +400,11 @@ async fn what_makes_a_destination_stumble_while_others_pass_is_set_aside_alone()
     running.await.expect("no panic");
     let good = taken(&exporter).into_iter().filter(|name| name.starts_with("good")).collect::<Vec<_>>();
     assert_eq!(good.len(), 15, "{good:?}");
-    assert_eq!(case.letters.log().status().letters, 0, "it may be the destination's fault: kept, not parked");
+    assert_eq!(
+        case.letters.shelf().parked().status().letters,
+        0,
+        "it may be the destination's fault: kept, not parked"
+    );
 }
 
 #[tokio::test]

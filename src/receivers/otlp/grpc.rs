@@ -23,7 +23,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::otlp::{Encoding, Signal};
 use crate::queue::{Accepted, Permit};
 use crate::receivers::body::{BodyLimits, BodyReader};
-use crate::receivers::ingest::{Arrival, Content, Ingest, Rejection, WireEncoding};
+use crate::receivers::ingest::{Arrival, Client, Content, Flaw, Ingest, Rejection, WireEncoding};
 use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
 use crate::receivers::status;
 
@@ -119,11 +119,13 @@ impl Grpc {
     async fn ingest(&self, signal: Signal, request: Request<Body>) -> Result<Accepted, GrpcRejection> {
         let encoding = encoding_of(request.headers())?;
         let peer = serve::peer(&request);
-        let mut reader = BodyReader::new(request.into_body(), self.limits, &self.ingest.budget);
+        let (parts, body) = request.into_parts();
+        let mut reader = BodyReader::new(body, self.limits, &self.ingest.budget);
         let message = self.read(signal, encoding, &mut reader).await;
         let (encoding, body, permit) = message.inspect_err(|rejection| self.ingest.count(signal, rejection))?;
         let encoding = WireEncoding::Stored(encoding);
-        let arrival = Arrival { content: Content::Protobuf, encoding, body, permit, peer };
+        let client = Client { peer, headers: &parts.headers };
+        let arrival = Arrival { client, content: Content::Protobuf, encoding, body, permit };
         Ok(self.ingest.accept(signal, arrival, self.message_bytes_max()).await?)
     }
 
@@ -139,16 +141,16 @@ impl Grpc {
         reader: &mut BodyReader<Body>,
     ) -> Result<(Encoding, Bytes, Permit), Rejection> {
         let prefix = reader.take(PREFIX_LEN).await?;
-        let prefix = prefix.ok_or_else(|| Rejection::Malformed("the request has no message".to_owned()))?;
+        let prefix = prefix.ok_or_else(|| Rejection::Malformed("the request has no message".to_owned().into()))?;
         let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
         let encoding = match prefix[0] {
             0 => Encoding::Identity,
             1 if encoding == Encoding::Identity => {
                 let message = "the message is flagged as compressed, and grpc-encoding does not say how";
-                return Err(Rejection::Malformed(message.to_owned()));
+                return Err(Rejection::Malformed(message.to_owned().into()));
             }
             1 => encoding,
-            other => return Err(Rejection::Malformed(format!("the message has an unknown flag ({other})"))),
+            other => return Err(Rejection::Malformed(format!("the message has an unknown flag ({other})").into())),
         };
         let max = self.message_bytes_max();
         if u64::from(len) > max {
@@ -159,7 +161,7 @@ impl Grpc {
         let (body, permit) = reader.finish().await?;
         if body.len() as u64 != u64::from(len) {
             let message = format!("the message should have {len} bytes and has {}", body.len());
-            return Err(Rejection::Malformed(message));
+            return Err(Rejection::Malformed(message.into()));
         }
         Ok((encoding, body, permit))
     }
@@ -207,7 +209,7 @@ fn failure(rejection: GrpcRejection) -> Response {
             tonic::Status::unimplemented(message)
         }
         GrpcRejection::Ingest(rejection) => match rejection {
-            Rejection::Malformed(message) | Rejection::Broken(message) => {
+            Rejection::Malformed(Flaw { message, .. }) | Rejection::Broken(message) => {
                 tonic::Status::invalid_argument(status::bounded(&message))
             }
             Rejection::TooLarge(message) => tonic::Status::resource_exhausted(status::bounded(&message)),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::otlp::{Encoding, Signal};
 use crate::queue::{Accepted, Permit};
 use crate::receivers::body::{self, BodyLimits, BodyReader};
-use crate::receivers::ingest::{Arrival, Content, Ingest, Rejection, WireEncoding};
+use crate::receivers::ingest::{Arrival, Client, Content, Ingest, Rejection, WireEncoding};
 use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
 use crate::receivers::status::{self, code};
 use crate::settings::Table;
@@ -184,10 +184,12 @@ impl Http {
             .and_then(|value| value.parse::<u64>().ok());
         let waits = waits_for_continue(&request);
         let peer = serve::peer(&request);
-        let mut reader = BodyReader::new(request.into_body(), self.limits, &self.ingest.budget);
+        let (parts, body) = request.into_parts();
+        let mut reader = BodyReader::new(body, self.limits, &self.ingest.budget);
         match self.read(signal, announced, &mut reader).await {
             Ok((body, permit)) => {
-                let arrival = Arrival { content, encoding, body, permit, peer };
+                let client = Client { peer, headers: &parts.headers };
+                let arrival = Arrival { client, content, encoding, body, permit };
                 self.ingest.accept(signal, arrival, self.limits.bytes_max).await
             }
             Err(rejection) => {
@@ -276,7 +278,7 @@ fn error(content: Content, status: StatusCode, code: i32, message: &str) -> Resp
 
 fn rejected(content: Content, rejection: &Rejection) -> Response {
     match rejection {
-        Rejection::Malformed(message) => error(content, StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, message),
+        Rejection::Malformed(flaw) => error(content, StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, &flaw.message),
         Rejection::TooLarge(message) => {
             error(content, StatusCode::PAYLOAD_TOO_LARGE, code::RESOURCE_EXHAUSTED, message)
         }

@@ -116,7 +116,7 @@ impl DeadLetterLog {
     fn write_active(&self, state: &mut State, entries: &[Entry]) -> Result<Vec<u64>, LetterError> {
         let Some(active) = &mut state.active else { return Err(self.at_cap(state)) };
         let seed = active.identity.seed();
-        let first = state.next_sequence.max((unix_now_ns() / 1_000_000) << 16);
+        let first = state.next_sequence.max(self.options.first_id | (unix_now_ns() / 1_000_000) << 16);
         let mut offset = active.end;
         let mut written = Vec::with_capacity(entries.len());
         let mut frames = Vec::with_capacity(entries.len());

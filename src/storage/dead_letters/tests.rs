@@ -6,7 +6,7 @@ use super::*;
 use crate::storage::simulated::{Fate, Faults, World};
 
 const DIR: &str = "/volume/dlq";
-const SMALL: Options = Options { max_bytes: 1 << 20, at_cap: AtCap::Refuse };
+const SMALL: Options = Options { max_bytes: 1 << 20, at_cap: AtCap::Refuse, first_id: 0 };
 
 fn world(seed: u64) -> Arc<World> {
     let world = World::new(seed, 64 << 20);
@@ -148,7 +148,7 @@ fn at_the_cap_letters_are_refused_and_room_comes_back_as_they_end() {
 #[test]
 fn a_ring_gives_up_its_oldest_and_stays_within_its_cap() {
     let world = world(1);
-    let ring = Options { max_bytes: 1 << 20, at_cap: AtCap::DropOldest };
+    let ring = Options { max_bytes: 1 << 20, at_cap: AtCap::DropOldest, first_id: 0 };
     let (log, _) = open(&world, ring);
     for number in 0..300 {
         let _ = log.append(vec![letter(&format!("{number}"), 10_000)]).expect("kept");
