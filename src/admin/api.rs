@@ -69,7 +69,7 @@ pub struct Refusal {
     pub help: Option<String>,
 }
 
-fn refuse(status: StatusCode, error: impl ToString, help: Option<&str>) -> Response {
+pub(super) fn refuse(status: StatusCode, error: impl ToString, help: Option<&str>) -> Response {
     let body = Refusal { error: error.to_string(), help: help.map(str::to_owned) };
     (status, axum::Json(body)).into_response()
 }
