@@ -35,17 +35,17 @@ async fn refusal(token: Option<&Token>, uri: &Uri, headers: &HeaderMap) -> Optio
     if token.is_none() && !authority.as_deref().is_some_and(listen::is_loopback) {
         let error = "the request's Host is not this machine's loopback";
         let help = "ask for localhost or 127.0.0.1, or set forebay.admin.token";
-        return Some(refuse(StatusCode::FORBIDDEN, error, Some(help)));
+        return Some(refuse(StatusCode::FORBIDDEN, error, help));
     }
     if !is_own_origin(authority.as_deref(), headers) {
         let error = "the request comes from a page of another origin";
-        return Some(refuse(StatusCode::FORBIDDEN, error, Some("send it without an Origin header")));
+        return Some(refuse(StatusCode::FORBIDDEN, error, "send it without an Origin header"));
     }
     if let Some(token) = token
         && !token.admits(headers).await
     {
         let help = "send `Authorization: Bearer TOKEN` with the token of forebay.admin";
-        let mut refusal = refuse(StatusCode::UNAUTHORIZED, "the token is missing or wrong", Some(help));
+        let mut refusal = refuse(StatusCode::UNAUTHORIZED, "the token is missing or wrong", help);
         refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         return Some(refusal);
     }
