@@ -1,8 +1,10 @@
-//! Metrics page, health endpoints, and the admin API on the control socket.
+//! Metrics page, health endpoints, and the admin API: on the control socket, and over TCP where that is configured.
 
 pub mod api;
 pub mod control;
+mod guard;
 mod health;
+mod token;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,8 +22,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::AdminPlan;
 use crate::receivers::listen::{self, BindError};
 use crate::receivers::serve::{self, ConnectionLimits, ConnectionMemory};
+
+use token::Token;
 
 pub use health::{Health, Phase};
 
@@ -102,4 +107,26 @@ pub async fn health_page(endpoint: &str, path: &str, health: Arc<Health>) -> Res
         router = router.route(path, get(ready));
     }
     Ok(Page { listeners, router: router.with_state(health) })
+}
+
+/// The admin API's port, open before there is anything that it could speak for.
+pub struct AdminPort {
+    listeners: Vec<TcpListener>,
+    token: Option<Arc<Token>>,
+}
+
+/// Opens the port; a token file that is of no use is logged now.
+pub async fn admin_port(plan: &AdminPlan) -> Result<AdminPort, BindError> {
+    let listeners = listen::bind("forebay.admin.endpoint", &plan.endpoint).await?;
+    let token = plan.token.clone().map(|token| Arc::new(Token::new(token)));
+    if let Some(token) = &token {
+        token.expected().await;
+    }
+    Ok(AdminPort { listeners, token })
+}
+
+impl AdminPort {
+    pub fn page(self, api: Router) -> Page {
+        Page { listeners: self.listeners, router: guard::guarded(api, self.token) }
+    }
 }

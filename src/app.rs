@@ -115,6 +115,10 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
         tracing::info!(addresses = ?page.addresses(), "metrics page");
         page.serve(&pages_end);
     }
+    let admin_port = match &plan.admin {
+        Some(admin) => Some(admin::admin_port(admin).await?),
+        None => None,
+    };
     let receivers = build::bind_receivers(&plan).await?;
 
     let memory = limits::Memory::new(plan.memory_limit_bytes, plan.exporters.len());
@@ -140,7 +144,13 @@ async fn start(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
     let exporters = exporters.map(|one| (one.id.clone(), Arc::clone(&one.exporter))).collect();
     let retry = Box::new(observe::answer_retry(&running.subscriptions));
     let api = Api::new(Arc::clone(&running.dead_letters), Arc::new(Exporters(exporters)), Some(retry));
-    let control = control::serve(&data_dir, api::router(api), pages_end.clone()).inspect_err(|error| {
+    let api = api::router(api);
+    if let Some(port) = admin_port {
+        let page = port.page(api.clone());
+        tracing::info!(addresses = ?page.addresses(), "admin API");
+        page.serve(&pages_end);
+    }
+    let control = control::serve(&data_dir, api, pages_end.clone()).inspect_err(|error| {
         tracing::warn!(%error, "no control socket in the data directory: `forebay queue retry` and `forebay dlq` cannot reach this process");
     });
     let letters = Arc::clone(&running.dead_letters);

@@ -20,9 +20,9 @@ pub mod toml;
 pub mod yaml;
 
 pub use plan::{
-    DataDirSetting, DedupPlan, ExporterPlan, HEALTH_ENDPOINT_DEFAULT, HealthPlan, LogEncoding,
+    AdminPlan, DataDirSetting, DedupPlan, ExporterPlan, HEALTH_ENDPOINT_DEFAULT, HealthPlan, LogEncoding,
     METRICS_ENDPOINT_DEFAULT, PipelinePlan, Plan, QueuePlan, ReceiverPlan, ShutdownPlan, SpanDedupPlan, StartAt,
-    TelemetryPlan,
+    TelemetryPlan, TokenPlan,
 };
 pub use read::{known_keys, plan};
 pub use source::{RealWorld, Sources, World, load};

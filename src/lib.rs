@@ -20,7 +20,7 @@
 //! |---|---|
 //! | [`cli`] | the commands |
 //! | [`app`] | start and stop order of one process |
-//! | [`admin`] | metrics page and health endpoints |
+//! | [`admin`] | metrics page, health endpoints, admin API |
 //! | [`config`] | files as written → validated plan, all errors at once |
 //! | [`receivers`] | OTLP over gRPC and HTTP; answers success only with [`queue::Accepted`] |
 //! | [`dedup`] | seen before: the gates of the queues, exact sets, fingerprints on disk |

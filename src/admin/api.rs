@@ -2,12 +2,13 @@
 //!
 //! One router for all ways in: the control socket of a running process, and a command that works on the files alone.
 
+mod asked;
 mod dlq;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
@@ -17,11 +18,16 @@ use serde::{Deserialize, Serialize};
 
 pub use dlq::{Edited, Progress, PurgeRequest, Purged, ReplayRequest};
 
+use asked::Order;
+
 use crate::dlq::DeadLetters;
+use crate::queue::Budget;
+use crate::receivers::{body, status};
 use crate::storage::dead_letters::Letter;
 
-/// Largest body: an edited payload as JSON.
-const BODY_BYTES_MAX: usize = 64 << 20;
+/// All bodies that are being read and judged: one of the largest, and what it takes to move it while it grows.
+const BODIES_BYTES_MAX: u64 = 2 * asked::PAYLOAD_BYTES_MAX;
+const SEE_LOG: &str = "the process's log may say more";
 const OPENAPI: &str = include_str!("../../docs/openapi.yaml");
 
 /// Sends one letter to an exporter, alone and past every queue.
@@ -51,13 +57,15 @@ pub struct Api {
     pub resend: Arc<dyn Resend>,
     /// None: no process delivers.
     pub retry: Option<Box<Retry>>,
+    /// Memory for bodies.
+    bodies: Budget,
     /// One replay at a time.
     replaying: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Api {
     pub fn new(letters: Arc<DeadLetters>, resend: Arc<dyn Resend>, retry: Option<Box<Retry>>) -> Arc<Api> {
-        Arc::new(Api { letters, resend, retry, replaying: Arc::default() })
+        Arc::new(Api { letters, resend, retry, bodies: Budget::new(BODIES_BYTES_MAX), replaying: Arc::default() })
     }
 }
 
@@ -69,22 +77,22 @@ pub struct Refusal {
     pub help: Option<String>,
 }
 
-fn refuse(status: StatusCode, error: impl ToString, help: Option<&str>) -> Response {
-    let body = Refusal { error: error.to_string(), help: help.map(str::to_owned) };
+pub(super) fn refuse(status: StatusCode, error: impl ToString, help: &str) -> Response {
+    let body = Refusal { error: error.to_string(), help: Some(help.to_owned()) };
     (status, axum::Json(body)).into_response()
 }
 
 /// Runs what reads or syncs the disk.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Response> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error, None))
+    tokio::task::spawn_blocking(work).await.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error, SEE_LOG))
 }
 
-async fn retry(State(api): State<Arc<Api>>, axum::Json(request): axum::Json<RetryRequest>) -> Response {
+async fn retry(State(api): State<Arc<Api>>, Order(request): Order<RetryRequest>) -> Response {
     match &api.retry {
-        None => refuse(StatusCode::CONFLICT, "no process uses the data directory", None),
+        None => refuse(StatusCode::CONFLICT, "no process uses the data directory", "start one: it tries again at once"),
         Some(retry) => match retry(&request) {
             Ok(ranges) => axum::Json(Retried { ranges }).into_response(),
-            Err(error) => refuse(StatusCode::NOT_FOUND, error, None),
+            Err(error) => refuse(StatusCode::NOT_FOUND, error, "name none to mean all"),
         },
     }
 }
@@ -109,8 +117,22 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/api/v1/dlq/{id}", get(dlq::show).put(dlq::edit))
         .route("/api/v1/openapi.yaml", get(|| async { ([(CONTENT_TYPE, "application/yaml")], OPENAPI) }))
         .route("/api/v1/queue/retry", post(retry))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .fallback(nothing)
+        .method_not_allowed_fallback(wrong_method)
         .with_state(api)
+}
+
+async fn nothing(request: Request) -> Response {
+    let error = format!("nothing is served at {}", status::bounded(request.uri().path()));
+    body::discard_unread(request);
+    refuse(StatusCode::NOT_FOUND, error, "/api/v1/openapi.yaml names every path")
+}
+
+/// The router adds the methods there are, as `Allow`.
+async fn wrong_method(request: Request) -> Response {
+    let error = format!("{} is not allowed here", status::bounded(request.method().as_str()));
+    body::discard_unread(request);
+    refuse(StatusCode::METHOD_NOT_ALLOWED, error, "the Allow header has the methods of this path")
 }
 
 #[cfg(test)]
@@ -118,7 +140,9 @@ mod tests {
     use super::*;
     use crate::dlq::{OnFull, Shelf};
     use crate::storage::{Disk, RealDisk};
+    use axum::body::Body;
     use futures_util::FutureExt;
+    use http_body_util::BodyExt;
     use tower::ServiceExt;
 
     struct Nobody;
@@ -160,7 +184,7 @@ mod tests {
         {
             let request = http::Request::post("/api/v1/dlq/replay")
                 .header(CONTENT_TYPE, "application/json")
-                .body(axum::body::Body::from(format!("{{\"all\": true, \"rate\": {rate}}}")))
+                .body(Body::from(format!("{{\"all\": true, \"rate\": {rate}}}")))
                 .expect("a request");
             assert_eq!(router.clone().oneshot(request).await.expect("answered").status(), status, "{rate}");
         }
@@ -181,11 +205,86 @@ mod tests {
                 let request = http::Request::builder()
                     .method(method.to_ascii_uppercase().as_str())
                     .uri(path.replace("{id}", "12"))
-                    .body(axum::body::Body::empty())
+                    .body(Body::empty())
                     .expect("a request");
                 let status = router.clone().oneshot(request).await.expect("answered").status();
                 assert_eq!(status != StatusCode::METHOD_NOT_ALLOWED, methods.contains(&method), "{method} {path}");
             }
         }
+    }
+
+    /// What a refusal says, which must be JSON.
+    async fn refused(router: &Router, request: http::Request<Body>) -> (u16, Refusal) {
+        let shown = format!("{} {}", request.method(), request.uri());
+        let response = router.clone().oneshot(request).await.expect("answered");
+        let status = response.status().as_u16();
+        assert_eq!(response.headers().get(CONTENT_TYPE).expect("a type"), "application/json", "{shown}: {status}");
+        let text = response.into_body().collect().await.expect("a body").to_bytes();
+        (status, serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{shown}: {error}: {text:?}")))
+    }
+
+    #[tokio::test]
+    async fn every_refusal_is_json_with_the_reason_and_what_to_do() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let router = empty(dir.path());
+        let json = "application/json";
+        let large = format!("{{\"filter\": {{\"ids\": [\"{}\"]}}}}", "0".repeat(10 << 20));
+        let cases = [
+            ("GET", "/", "", "", 404, "nothing is served at /"),
+            ("GET", "/api/v1/dlq/1/2", "", "", 404, "nothing is served"),
+            ("DELETE", "/api/v1/dlq", "", "", 405, "DELETE is not allowed"),
+            ("POST", "/api/v1/dlq/12", json, "{}", 405, "POST is not allowed"),
+            ("GET", "/api/v1/dlq?limit=many", "", "", 400, "limit"),
+            ("GET", "/api/v1/dlq?limit=1&limit=2", "", "", 400, "limit"),
+            ("GET", "/api/v1/dlq?colour=red", "", "", 400, "unknown field `colour`"),
+            ("GET", "/api/v1/dlq?reason=spite", "", "", 400, "unknown variant `spite`"),
+            ("GET", "/api/v1/dlq?after=zz", "", "", 400, "`zz` is no id"),
+            ("GET", "/api/v1/dlq/export?ids=%ff%fe&x=1", "", "", 400, "unknown field `x`"),
+            ("GET", "/api/v1/dlq/zz", "", "", 404, "there is no letter zz"),
+            ("GET", "/api/v1/dlq/%ff", "", "", 404, "there is no letter"),
+            ("GET", "/api/v1/dlq/12?payload=perhaps", "", "", 400, "payload"),
+            ("GET", "/api/v1/dlq/12", "", "", 404, "there is no letter 12"),
+            ("PUT", "/api/v1/dlq/12", json, "{}", 404, "there is no letter 12"),
+            ("PUT", "/api/v1/dlq/12", "text/plain", "{}", 415, "must be application/json"),
+            ("POST", "/api/v1/dlq/purge", "application/x-www-form-urlencoded", "{}", 415, "must be application/json"),
+            ("POST", "/api/v1/dlq/purge", "", "{\"all\": true}", 415, "must be application/json"),
+            ("POST", "/api/v1/dlq/purge", json, "", 400, "cannot be read: EOF"),
+            ("POST", "/api/v1/dlq/purge", json, "{\"al", 400, "line 1 column 4"),
+            ("POST", "/api/v1/dlq/purge", json, "{\"every\": true}", 400, "unknown field `every`"),
+            ("POST", "/api/v1/dlq/purge", "application/json; charset=utf-8", "{}", 400, "no letters are named"),
+            ("POST", "/api/v1/dlq/purge", json, &large, 413, "the 4194304 bytes that are taken"),
+            ("POST", "/api/v1/dlq/replay", json, "[]]", 400, "trailing characters"),
+            ("POST", "/api/v1/dlq/replay", json, "{\"all\": true, \"rate\": 0}", 400, "the rate must be"),
+            ("POST", "/api/v1/queue/retry", json, "{}", 409, "no process"),
+        ];
+        for (method, uri, content_type, text, status, error) in cases {
+            let mut request = http::Request::builder().method(method).uri(uri);
+            if !content_type.is_empty() {
+                request = request.header(CONTENT_TYPE, content_type);
+            }
+            let (found, refusal) =
+                refused(&router, request.body(Body::from(text.to_owned())).expect("a request")).await;
+            let case = format!("{method} {uri} {content_type} {text:.40}: {refusal:?}");
+            assert_eq!(found, status, "{case}");
+            assert!(refusal.error.contains(error) && refusal.help.is_some_and(|help| !help.is_empty()), "{case}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_method_is_told_the_right_ones() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let request = http::Request::patch("/api/v1/dlq/12").body(Body::empty()).expect("a request");
+        let response = empty(dir.path()).oneshot(request).await.expect("answered");
+        assert_eq!(response.headers().get(http::header::ALLOW).expect("there"), "GET,HEAD,PUT");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_arriving_is_given_up() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let stuck = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+        let request = http::Request::post("/api/v1/dlq/purge").header(CONTENT_TYPE, "application/json");
+        let (status, refusal) =
+            refused(&empty(dir.path()), request.body(Body::from_stream(stuck)).expect("a request")).await;
+        assert_eq!((status, refusal.error.as_str()), (408, "the body stopped arriving"));
     }
 }

@@ -3,7 +3,7 @@
 use crate::dedup::Match;
 use crate::exporters::{self, StatusPolicy};
 use crate::otlp::Signal;
-use crate::settings::{OnFull, Origin, Problem, Retry, SendingQueue};
+use crate::settings::{OnFull, Origin, Problem, Retry, Secret, SendingQueue};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct Plan {
     pub max_syncs_per_second: Option<u32>,
     pub telemetry: TelemetryPlan,
     pub health: HealthPlan,
+    /// None: the admin API is reached over the socket in the data directory alone.
+    pub admin: Option<AdminPlan>,
     /// Nothing was configured, and the embedded default runs.
     pub is_embedded_default: bool,
     pub warnings: Vec<Problem>,
@@ -188,3 +190,20 @@ impl Default for HealthPlan {
         HealthPlan { endpoint: HEALTH_ENDPOINT_DEFAULT.to_owned(), path: "/".to_owned() }
     }
 }
+
+/// `forebay.admin`: the admin API over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminPlan {
+    /// `host:port`; without a token it is a loopback address.
+    pub endpoint: String,
+    pub token: Option<TokenPlan>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenPlan {
+    Text(Secret),
+    /// Read at every request.
+    File(PathBuf),
+}
+
+pub const ADMIN_ENDPOINT_DEFAULT: &str = "localhost:13134";

@@ -32,7 +32,8 @@ fn print(node: &Node, indent: usize, secret: bool, out: &mut String) {
                 let lower = entry.key.to_ascii_lowercase();
                 let secret = secret
                     || SECRET_MAPS.contains(&lower.as_str())
-                    || SECRET_WORDS.iter().any(|word| lower.contains(word));
+                    // Where a secret lies is none.
+                    || SECRET_WORDS.iter().any(|word| lower.contains(word)) && !lower.ends_with("_file");
                 pad(indent, out);
                 out.push_str(&text(&entry.key));
                 out.push(':');

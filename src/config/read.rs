@@ -1,5 +1,6 @@
 //! The tree → the plan: every section read, every reference resolved.
 
+mod admin;
 mod components;
 mod forebay;
 mod pipelines;
@@ -86,6 +87,7 @@ fn resolve(mut written: Written, problems: &mut Problems) -> Plan {
         max_syncs_per_second: written.forebay.max_syncs_per_second,
         telemetry: written.service.telemetry,
         health: extensions.health,
+        admin: written.forebay.admin,
         is_embedded_default: false,
         warnings: Vec::new(),
     }

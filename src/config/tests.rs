@@ -1,3 +1,4 @@
+mod admin;
 mod status_policy;
 
 use super::*;
@@ -140,16 +141,13 @@ fn references_must_exist_and_pipelines_must_have_both_ends() {
 }
 
 #[test]
-fn keys_of_later_versions_and_of_the_collector_are_named_as_such() {
-    let errors = errors_over_base(
-        "connectors:\n  forward:\nforebay:\n  admin:\n    token: x\nservice:\n  telemetry:\n    traces:\n",
-    );
+fn keys_of_the_collector_alone_are_named_as_such() {
+    let errors = errors_over_base("connectors:\n  forward:\nservice:\n  telemetry:\n    traces:\n");
     assert_eq!(
         errors,
         [
             "error: c.yaml:2:3: connectors: known to the OpenTelemetry Collector, not supported here: connectors",
-            "error: c.yaml:8:5: service.telemetry.traces: known to the OpenTelemetry Collector, not supported here: traces\n  help: remove the key",
-            "error: c.yaml:5:5: forebay.admin: not supported yet by this version; remove the key",
+            "error: c.yaml:5:5: service.telemetry.traces: known to the OpenTelemetry Collector, not supported here: traces\n  help: remove the key",
         ]
     );
 }

@@ -4,6 +4,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::header::EXPECT;
+use http::{HeaderMap, Request};
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
@@ -190,6 +192,22 @@ pub async fn discard<B: Body<Data = Bytes> + Unpin>(mut body: B) {
     };
     // Who takes longer gets the reset.
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, reading).await;
+}
+
+/// The client sends its body only after it is told to.
+pub fn waits_for_continue(headers: &HeaderMap) -> bool {
+    headers.contains_key(EXPECT)
+}
+
+/// Discards what was not read of a request while its answer goes out.
+pub fn discard_unread<B>(request: Request<B>)
+where
+    B: Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Send,
+{
+    if !waits_for_continue(request.headers()) && !request.body().is_end_stream() {
+        tokio::spawn(discard(request.into_body()));
+    }
 }
 
 pub fn out_of_memory() -> Rejection {

@@ -1,7 +1,7 @@
 //! Opening ports.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
@@ -52,10 +52,44 @@ pub async fn bind(key: &str, endpoint: &str) -> Result<Vec<TcpListener>, BindErr
     Ok(vec![listen(address).map_err(error)?])
 }
 
+/// Whether only this machine reaches a `host[:port]`, whatever its resolver says: `localhost` or a loopback address.
+pub fn is_loopback(authority: &str) -> bool {
+    let bracketed = authority.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(host, _)| host);
+    let host = bracketed.unwrap_or_else(|| authority.rsplit_once(':').map_or(authority, |(host, _)| host));
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A restart must not wait for connections of the process before.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_told_by_the_text_alone() {
+        for authority in
+            ["localhost", "localhost:1", "127.0.0.1:80", "127.9.9.9", "[::1]:80", "[::1]", "[::ffff:127.0.0.1]:1"]
+        {
+            assert!(is_loopback(authority), "{authority}");
+        }
+        for authority in [
+            "",
+            ":80",
+            "0.0.0.0:80",
+            "[::]:80",
+            "10.0.0.1:80",
+            "localhost.example:80",
+            "127.0.0.1.example",
+            "127.1:80",
+            "[::1",
+        ] {
+            assert!(!is_loopback(authority), "{authority}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::StatusCode;
@@ -13,13 +13,15 @@ use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::{Api, blocking, refuse};
+use super::asked::{Id, Order, Payload, Wanted};
+use super::{Api, SEE_LOG, blocking, refuse};
 use crate::dlq::{self, EditError, Filter, Note, Shelf, format_id, parse_id};
 use crate::storage::dead_letters::LetterError;
 use crate::storage::unix_now_ns;
 
-/// Lines of a stream that wait for a slow reader.
+/// Lines of a replay that wait for a slow reader, and for how long: another replay waits for this one.
 const LINES_AHEAD: usize = 16;
+const READER_PATIENCE: Duration = Duration::from_secs(60);
 const LINES: &str = "application/x-ndjson";
 const PAGE_DEFAULT: usize = 100;
 /// Slowest replay, letters a second: its pause must fit into a clock.
@@ -62,16 +64,20 @@ impl Selection {
 
 fn failed(error: &LetterError) -> Response {
     let status = if error.is_full() { StatusCode::INSUFFICIENT_STORAGE } else { StatusCode::INTERNAL_SERVER_ERROR };
-    refuse(status, error, None)
+    let help = if error.is_full() { "`forebay dlq purge` makes room, or raise dead_letters.max_size" } else { SEE_LOG };
+    refuse(status, error, help)
 }
 
-fn unknown(id: &str) -> Response {
-    refuse(StatusCode::NOT_FOUND, format!("there is no letter {id}"), Some("`forebay dlq list` shows which there are"))
+pub(super) fn unknown(id: &str) -> Response {
+    refuse(StatusCode::NOT_FOUND, format!("there is no letter {id}"), "`forebay dlq list` shows which there are")
 }
 
-pub async fn list(State(api): State<Arc<Api>>, Query(mut selection): Query<Selection>) -> Response {
+pub async fn list(State(api): State<Arc<Api>>, Wanted(mut selection): Wanted<Selection>) -> Response {
     let after = match selection.after.take().map(|after| parse_id(&after).ok_or(after)) {
-        Some(Err(after)) => return refuse(StatusCode::BAD_REQUEST, format!("`{after}` is no id of a letter"), None),
+        Some(Err(after)) => {
+            let error = format!("`{after}` is no id of a letter");
+            return refuse(StatusCode::BAD_REQUEST, error, "give `next` of the page before");
+        }
         after => after.and_then(Result::ok),
     };
     let limit = selection.limit.unwrap_or(PAGE_DEFAULT);
@@ -89,12 +95,11 @@ pub struct Shown {
     payload: bool,
 }
 
-pub async fn show(State(api): State<Arc<Api>>, Path(id): Path<String>, Query(shown): Query<Shown>) -> Response {
-    let Some(number) = parse_id(&id) else { return unknown(&id) };
+pub async fn show(State(api): State<Arc<Api>>, id: Id, Wanted(shown): Wanted<Shown>) -> Response {
     let shelf = Arc::clone(api.letters.shelf());
-    match blocking(move || dlq::show(&shelf, number, shown.payload)).await {
+    match blocking(move || dlq::show(&shelf, id.number, shown.payload)).await {
         Ok(Ok(Some(entry))) => Json(entry).into_response(),
-        Ok(Ok(None)) => unknown(&id),
+        Ok(Ok(None)) => unknown(&id.text),
         Ok(Err(error)) => failed(&error),
         Err(response) => response,
     }
@@ -106,32 +111,28 @@ pub struct Edited {
     pub items: u64,
 }
 
-pub async fn edit(State(api): State<Arc<Api>>, Path(id): Path<String>, text: Bytes) -> Response {
-    let Some(number) = parse_id(&id) else { return unknown(&id) };
+pub async fn edit(State(api): State<Arc<Api>>, id: Id, payload: Payload) -> Response {
     let shelf = Arc::clone(api.letters.shelf());
-    match blocking(move || dlq::edit(&shelf, number, &text)).await {
+    let work = move || {
+        let Payload { text, permit } = payload;
+        let edited = dlq::edit(&shelf, id.number, &text);
+        drop(permit);
+        edited
+    };
+    match blocking(work).await {
         Ok(Ok(items)) => {
+            let id = format_id(id.number);
             tracing::info!(letter = %id, items, "a dead letter was edited");
             Json(Edited { id, items }).into_response()
         }
-        Ok(Err(EditError::Unknown(_))) => unknown(&id),
+        Ok(Err(EditError::Unknown(_))) => unknown(&id.text),
         Ok(Err(EditError::Log(error))) => failed(&error),
-        Ok(Err(error)) => refuse(StatusCode::BAD_REQUEST, error, Some("the letter is as it was")),
+        Ok(Err(error)) => refuse(StatusCode::BAD_REQUEST, error, "the letter is as it was"),
         Err(response) => response,
     }
 }
 
-/// Sends lines as they come; the work ends when nobody reads any more. An error cuts the answer off, so that nobody
-/// takes it for whole.
-fn lines(receiver: mpsc::Receiver<Result<Vec<u8>, String>>) -> Response {
-    let stream = futures_util::stream::unfold(receiver, async |mut receiver| {
-        let line = receiver.recv().await?;
-        Some((line, receiver))
-    });
-    ([(CONTENT_TYPE, LINES)], Body::from_stream(stream)).into_response()
-}
-
-pub async fn export(State(api): State<Arc<Api>>, Query(selection): Query<Selection>) -> Response {
+pub async fn export(State(api): State<Arc<Api>>, Wanted(selection): Wanted<Selection>) -> Response {
     let shelf = Arc::clone(api.letters.shelf());
     let filter = selection.filter();
     let selecting = Arc::clone(&shelf);
@@ -140,21 +141,25 @@ pub async fn export(State(api): State<Arc<Api>>, Query(selection): Query<Selecti
         Ok(Err(error)) => return failed(&error),
         Err(response) => return response,
     };
-    let (sender, receiver) = mpsc::channel(LINES_AHEAD);
-    tokio::task::spawn_blocking(move || {
-        for id in ids {
-            let line = match exported(&shelf, id) {
+    // Each letter is read when the one before it is on its way: who reads slowly holds no thread, and one letter.
+    let stream = futures_util::stream::unfold((shelf, ids.into_iter()), async |(shelf, mut ids)| {
+        loop {
+            let id = ids.next()?;
+            let reading = Arc::clone(&shelf);
+            let read = tokio::task::spawn_blocking(move || exported(&reading, id)).await;
+            let line = match read.map_err(|error| error.to_string()).flatten() {
                 Ok(None) => continue,
                 Ok(Some(line)) => Ok(line),
-                Err(error) => Err(format!("letter {} cannot be exported: {error}", format_id(id))),
+                Err(error) => {
+                    // It cuts the answer off, so that nobody takes it for whole.
+                    ids = Vec::new().into_iter();
+                    Err(format!("letter {} cannot be exported: {error}", format_id(id)))
+                }
             };
-            let is_last = line.is_err();
-            if sender.blocking_send(line).is_err() || is_last {
-                return;
-            }
+            return Some((line, (shelf, ids)));
         }
     });
-    lines(receiver)
+    ([(CONTENT_TYPE, LINES)], Body::from_stream(stream)).into_response()
 }
 
 /// The letters that are meant, without those that never could be decoded unless they are named: they can neither be
@@ -199,11 +204,11 @@ pub struct Purged {
 
 fn is_vague(filter: &Filter, all: bool) -> Option<Response> {
     (filter.is_empty() && !all).then(|| {
-        refuse(StatusCode::BAD_REQUEST, "no letters are named", Some("name ids or a filter, or say that all are meant"))
+        refuse(StatusCode::BAD_REQUEST, "no letters are named", "name ids or a filter, or say that all are meant")
     })
 }
 
-pub async fn purge(State(api): State<Arc<Api>>, Json(request): Json<PurgeRequest>) -> Response {
+pub async fn purge(State(api): State<Arc<Api>>, Order(request): Order<PurgeRequest>) -> Response {
     if let Some(refusal) = is_vague(&request.filter, request.all) {
         return refusal;
     }
@@ -268,12 +273,22 @@ impl Progress {
     }
 }
 
-pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayRequest>) -> Response {
+/// Sends lines as they come.
+fn lines(receiver: mpsc::Receiver<Vec<u8>>) -> Response {
+    let stream = futures_util::stream::unfold(receiver, async |mut receiver| {
+        let line = receiver.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(line), receiver))
+    });
+    ([(CONTENT_TYPE, LINES)], Body::from_stream(stream)).into_response()
+}
+
+pub async fn replay(State(api): State<Arc<Api>>, Order(request): Order<ReplayRequest>) -> Response {
     if let Some(refusal) = is_vague(&request.filter, request.all) {
         return refusal;
     }
     if request.rate.is_some_and(|rate| !(rate >= RATE_MIN && rate.is_finite())) {
-        return refuse(StatusCode::BAD_REQUEST, format!("the rate must be at least {RATE_MIN} letters a second"), None);
+        let error = format!("the rate must be at least {RATE_MIN} letters a second");
+        return refuse(StatusCode::BAD_REQUEST, error, "leave it out to send as fast as the exporter takes");
     }
     let shelf = Arc::clone(api.letters.shelf());
     let filter = request.filter.clone();
@@ -290,7 +305,7 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
         return ([(CONTENT_TYPE, LINES)], summary.line()).into_response();
     }
     let Ok(one_at_a_time) = Arc::clone(&api.replaying).try_lock_owned() else {
-        return refuse(StatusCode::CONFLICT, "another replay is under way", Some("wait for it, or interrupt it"));
+        return refuse(StatusCode::CONFLICT, "another replay is under way", "wait for it, or interrupt it");
     };
     tokio::spawn(async move {
         let _one_at_a_time = one_at_a_time;
@@ -314,7 +329,7 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
                 of: ids.len(),
             };
             // Nobody listens any more: what is done is done, and the rest stays.
-            if sender.send(Ok(line.line())).await.is_err() {
+            if !matches!(tokio::time::timeout(READER_PATIENCE, sender.send(line.line())).await, Ok(Ok(()))) {
                 return;
             }
             if let Some(pause) = pause {
@@ -324,7 +339,7 @@ pub async fn replay(State(api): State<Arc<Api>>, Json(request): Json<ReplayReque
         tracing::info!(delivered, failed, items, "a replay of dead letters ended");
         let summary = Progress::Summary { delivered, failed, items, dry_run: false };
         // Its reader has seen every line but this one.
-        let _ = sender.send(Ok(summary.line())).await;
+        let _ = tokio::time::timeout(READER_PATIENCE, sender.send(summary.line())).await;
     });
     lines(receiver)
 }

@@ -159,7 +159,9 @@ impl Repaired {
         });
         let salvaged = report.salvaged.iter().map(|one| {
             let (bytes, original) = (one.unreadable_bytes, one.original.display());
-            format!("the disk could not read {bytes} bytes of a segment; the rest was copied, the original is {original}")
+            format!(
+                "the disk could not read {bytes} bytes of a segment; the rest was copied, the original is {original}"
+            )
         });
         let notes = report.notes.iter().cloned().chain(salvaged).collect();
         Repaired { queues: queues.collect(), notes, failures: failures.to_vec() }

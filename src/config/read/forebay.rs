@@ -1,8 +1,9 @@
 //! `forebay:`, every setting that the collector does not have.
 
+use super::admin;
 use crate::config::ids::ComponentId;
 use crate::config::plan::{
-    DEDUP_WINDOW_DEFAULT, DataDirSetting, DeadLettersPlan, DedupPlan, QueuePlan, ShutdownPlan, StartAt,
+    AdminPlan, DEDUP_WINDOW_DEFAULT, DataDirSetting, DeadLettersPlan, DedupPlan, QueuePlan, ShutdownPlan, StartAt,
 };
 use crate::exporters::{self, StatusPolicy};
 use crate::otlp::Signal;
@@ -17,6 +18,7 @@ pub struct Forebay {
     pub dedup: DedupPlan,
     pub dead_letters: DeadLettersPlan,
     pub shutdown: ShutdownPlan,
+    pub admin: Option<AdminPlan>,
     pub memory_limit_bytes: Option<u64>,
     pub max_syncs_per_second: Option<u32>,
     pub pipelines: Vec<PipelineExtra>,
@@ -58,7 +60,6 @@ const ON_PARTIAL_SUCCESS: &[(&str, bool)] = &[("count", false), ("park", true)];
 const START_AT: &[(&str, StartAt)] = &[("end", StartAt::End), ("beginning", StartAt::Beginning)];
 
 pub fn read(table: &mut Table<'_>) -> Forebay {
-    later(table, &["admin"]);
     let origin = table.origin_of("data_dir");
     let data_dir = table.text("data_dir").map(|path| DataDirSetting { path: PathBuf::from(path), origin });
     let queue = table.table("queue", |table| QueuePlan {
@@ -80,6 +81,7 @@ pub fn read(table: &mut Table<'_>) -> Forebay {
         dedup: table.table("dedup", dedup).unwrap_or_default(),
         dead_letters: table.table("dead_letters", dead_letters).unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
+        admin: table.table("admin", admin::read),
         memory_limit_bytes: table.table("memory", |table| at_least(table, "limit", MEMORY_BYTES_MIN)).flatten(),
         max_syncs_per_second: table.integer("max_syncs_per_second", 1..=1_000_000).map(|n| n as u32),
         pipelines: table.table("pipelines", |table| each(table, pipeline)).unwrap_or_default(),
@@ -130,16 +132,6 @@ fn dead_letters(table: &mut Table<'_>) -> DeadLettersPlan {
         drops: table.choice("on_full", &[("block", false), ("drop", true)]).unwrap_or(default.drops),
         captures_invalid: table.flag("capture_invalid").unwrap_or(default.captures_invalid),
         max_age: table.duration("max_age").filter(|age| !age.is_zero()),
-    }
-}
-
-/// Keys that are specified and not built yet.
-fn later(table: &mut Table<'_>, keys: &[&'static str]) {
-    for key in keys {
-        if table.has(key) {
-            table.ignore(key);
-            table.problem(key, "not supported yet by this version; remove the key");
-        }
     }
 }
 

@@ -11,7 +11,6 @@ use axum::routing::any;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode};
-use http_body::Body as _;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpListener;
@@ -113,7 +112,7 @@ async fn not_found(request: Request<Body>) -> Response {
         "nothing is served at {}; OTLP is taken at /v1/traces, /v1/metrics and /v1/logs",
         status::bounded(&path)
     );
-    discard(request);
+    body::discard_unread(request);
     error(content, StatusCode::NOT_FOUND, code::NOT_FOUND, &message)
 }
 
@@ -142,7 +141,7 @@ impl Http {
         let content = content_of(request.headers());
         if request.method() != Method::POST {
             let message = format!("{} is not allowed here; send a POST", request.method());
-            discard(request);
+            body::discard_unread(request);
             let mut response = error(
                 content.unwrap_or(Content::Protobuf),
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -153,12 +152,12 @@ impl Http {
             return response;
         }
         let Some(content) = content else {
-            discard(request);
+            body::discard_unread(request);
             let message = "the content type must be application/x-protobuf or application/json";
             return error(Content::Protobuf, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, message);
         };
         let Some(encoding) = self.encodings.of(request.headers()) else {
-            discard(request);
+            body::discard_unread(request);
             let (known, message) = self.encodings.shown();
             let mut response = error(content, StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID_ARGUMENT, &message);
             response.headers_mut().insert(header::ACCEPT_ENCODING, known);
@@ -182,7 +181,7 @@ impl Http {
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.parse::<u64>().ok());
-        let waits = waits_for_continue(&request);
+        let waits = body::waits_for_continue(request.headers());
         let peer = serve::peer(&request);
         let (parts, body) = request.into_parts();
         let mut reader = BodyReader::new(body, self.limits, &self.ingest.budget);
@@ -213,18 +212,6 @@ impl Http {
             self.ingest.admit(signal, bytes)?;
         }
         reader.finish().await
-    }
-}
-
-/// The client sends its body only after it is told to.
-fn waits_for_continue(request: &Request<Body>) -> bool {
-    request.headers().contains_key(header::EXPECT)
-}
-
-/// The answer goes out while the rest of the request is read and thrown away.
-fn discard(request: Request<Body>) {
-    if !waits_for_continue(&request) && !request.body().is_end_stream() {
-        tokio::spawn(body::discard(request.into_body()));
     }
 }
 
