@@ -86,7 +86,7 @@ impl Scene {
     }
 }
 
-fn forebay(words: &[&str], config: &Path) -> Output {
+fn command(words: &[&str], config: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
     command.args(words).arg("--config").arg(config).env_remove("FOREBAY_DATA_DIR").output().expect("forebay runs")
 }
@@ -116,7 +116,6 @@ async fn on_loopback_without_a_token_this_machine_is_answered_and_no_page_of_ano
     let purged = raw(scene.port, &purge, &[&scene.host, JSON], b"{\"all\": true}");
     assert_eq!((purged.status, &purged.json()["letters"]), (200, &Value::from(0)));
     // It serves nothing else, and nothing else serves it.
-    scene.get(&[&scene.host]);
     for path in ["/", "/metrics", "/readyz"] {
         raw(scene.port, &format!("GET {path}"), &[&scene.host], b"").refusal(404);
     }
@@ -148,7 +147,7 @@ async fn with_a_token_nobody_is_answered_without_it_and_it_is_printed_nowhere() 
     }
     assert_eq!(forebay.stop().await, 0, "{}", scene.log());
     let config = scene.setup.config();
-    let (validated, printed) = (forebay(&["validate"], &config), forebay(&["print-config"], &config));
+    let (validated, printed) = (command(&["validate"], &config), command(&["print-config"], &config));
     assert!(validated.status.success() && printed.status.success());
     let printed = [validated.stdout, validated.stderr, printed.stdout, printed.stderr].concat();
     let said = format!("{}{}", String::from_utf8_lossy(&printed), scene.log());
@@ -184,13 +183,13 @@ fn an_endpoint_that_others_reach_needs_a_token_and_validate_says_so() {
     for endpoint in ["0.0.0.0:13134", ":13134", "[::]:13134", "10.0.0.1:13134", "forebay.example:13134"] {
         let setup = Setup::new("debug", "{}", &format!("{{admin: {{endpoint: '{endpoint}'}}}}"));
         for words in [&["validate"][..], &["run"]] {
-            let output = forebay(words, &setup.config());
+            let output = command(words, &setup.config());
             let text = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(78), "{endpoint}: {text}");
             assert!(text.contains("there is no token") && text.contains("help: set token or token_file"), "{text}");
         }
         let setup = Setup::new("debug", "{}", &format!("{{admin: {{endpoint: '{endpoint}', token: hush}}}}"));
-        let output = forebay(&["validate"], &setup.config());
+        let output = command(&["validate"], &setup.config());
         assert!(output.status.success(), "{endpoint}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
@@ -243,7 +242,8 @@ async fn what_the_commands_do_over_the_socket_the_api_does_over_tcp() {
     assert_eq!(bad.send().await.expect("answered").status(), 400);
     let mut listed = Value::Null;
     eventually("what was malformed is kept", async || {
-        listed = raw(scene.port, &format!("GET {LIST}?reason=malformed&count=true"), &[&scene.host, bearer], b"").json();
+        listed =
+            raw(scene.port, &format!("GET {LIST}?reason=malformed&count=true"), &[&scene.host, bearer], b"").json();
         listed["matching"] == 1
     })
     .await;
