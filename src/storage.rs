@@ -40,6 +40,7 @@ pub mod ranges;
 pub mod read_only;
 pub mod record;
 pub mod recovery;
+pub mod salvage;
 pub mod segment;
 #[cfg(test)]
 pub mod simulated;

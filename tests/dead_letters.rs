@@ -5,6 +5,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -192,4 +193,31 @@ async fn an_editor_that_is_set_opens_the_payload_and_what_it_leaves_is_taken() {
     stdout(&dlq(&["replay", &id], dir));
     assert!(scene.sink.taken.lock().keys().any(|name| name.starts_with("repaired")));
     assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_ill_costs_no_dead_letter_and_no_split_and_gets_everything_when_it_is_well() {
+    for status in [500, 401, 404] {
+        let scene = scene().await;
+        let forebay = scene.start().await;
+        scene.sink.refuse_with.store(status, Ordering::SeqCst);
+        let names: Vec<String> = (0..4000).map(|n| format!("span-{n}")).collect();
+        for chunk in names.chunks(100) {
+            scene.post(chunk).await;
+        }
+        // At 100 ms at the most between two tries: the time in which a real one would have been ill for an hour.
+        eventually("it was tried time and again", async || scene.sink.refused_spans.lock().len() >= 120).await;
+        assert!(letters(&scene.data_dir).is_empty(), "{status}");
+        scene.sink.refuse_with.store(0, Ordering::SeqCst);
+        eventually("all are delivered", async || {
+            let taken = scene.sink.taken.lock();
+            names.iter().all(|name| taken.contains_key(name))
+        })
+        .await;
+        let refused = scene.sink.refused_spans.lock().clone();
+        assert!(refused.iter().all(|spans| spans.is_multiple_of(100)), "{status}: a request was split: {refused:?}");
+        assert!(scene.sink.taken.lock().values().all(|(times, _)| *times == 1), "{status}: each once");
+        assert!(letters(&scene.data_dir).is_empty(), "{status}");
+        assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+    }
 }

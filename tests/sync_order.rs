@@ -97,7 +97,7 @@ fn check(lines: &[String]) -> Result<Seen, String> {
     let mut syncing: HashMap<u32, Tokens> = HashMap::new();
     let mut durable: BTreeMap<String, usize> = BTreeMap::new();
     let mut seen = Seen::default();
-    for Event { thread, call, moment, fd, bytes, line } in strace::events(lines)? {
+    for Event { thread, call, moment, fd, bytes, line, .. } in strace::events(lines)? {
         let durable_since = |what: &str, token: &String| {
             let since = durable.get(token).copied();
             since.ok_or_else(|| format!("line {line}: {token} is {what} before its sync has returned"))

@@ -118,7 +118,7 @@ mod tests {
     async fn with_a_token_any_name_will_do_and_no_request_goes_without_it() {
         let token = Token::new(TokenPlan::Text(Secret("hush".to_owned())));
         let host = (HOST, "collector.example:13134");
-        assert_eq!(status(Some(&token), "/", &[host.clone()]).await, Some(401));
+        assert_eq!(status(Some(&token), "/", std::slice::from_ref(&host)).await, Some(401));
         let shown = [host, (http::header::AUTHORIZATION, "Bearer hush")];
         assert_eq!(status(Some(&token), "/", &shown).await, None);
     }

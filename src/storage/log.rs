@@ -6,6 +6,7 @@ mod overflow;
 mod prepare;
 mod read;
 mod reclaim;
+mod tail;
 mod writer;
 
 use std::any::Any;
@@ -25,10 +26,12 @@ use super::backlog::{Limit, Tally, Weight};
 use super::cursor::Cursor;
 use super::disk::{Disk, DiskFile};
 use super::ledger::Ledger;
-use super::record::{self, METADATA_LEN_MAX, PAYLOAD_LEN_MAX, Record};
+use super::record::{self, METADATA_LEN_MAX, PAYLOAD_LEN_MAX};
 use super::segment::{Identity, RECORDS_START};
 use super::space::{Full, Reservation, Space};
 use super::{Durable, RangeSet};
+
+use tail::Tail;
 
 pub use overflow::{Droppable, Enough};
 pub use read::{Chunk, Lost, Position};
@@ -181,8 +184,7 @@ pub(super) struct State {
     pub previous: u64,
     /// Sequences known to be missing since a restart: left behind by a torn group, or reported as lost.
     pub holes: RangeSet,
-    pub tail: VecDeque<Record>,
-    pub tail_bytes: u64,
+    pub tail: Tail,
     pub cursors: BTreeMap<String, Cursor>,
     /// What is durable and not settled, for each cursor.
     pub backlogs: BTreeMap<String, Weight>,
@@ -296,8 +298,7 @@ impl Log {
                 previous: recovered.previous,
                 holes: recovered.holes,
                 incarnation: recovered.incarnation,
-                tail: VecDeque::new(),
-                tail_bytes: 0,
+                tail: Tail::default(),
                 cursors: recovered.cursors,
                 backlogs: recovered.backlogs,
                 ledgers: recovered.ledgers,

@@ -16,6 +16,7 @@ use super::log::{Lost, Recovered, Segment, SegmentState, backlog};
 use super::mutant::{self, Mutant};
 use super::ranges::RangeSet;
 use super::record::{NO_PREVIOUS, end_after};
+use super::salvage;
 use super::segment::{self, HeaderPage, Identity, Located, RECORDS_START, ScanResult};
 use super::store::StoreError;
 use super::witness::QueueAccount;
@@ -67,6 +68,7 @@ pub(super) fn recover(
     let mut durable_end = known.row.durable_end.max(witness_row.durable_end);
     let mut next_sequence = known.row.next_sequence.max(witness_row.next_sequence).max(durable_end);
 
+    salvage::finish(disk.as_ref(), dir).map_err(StoreError::io("end the repair of", dir))?;
     let mut found: BTreeMap<u64, Found> = BTreeMap::new();
     let entries = disk.list(dir).map_err(StoreError::io("list", dir))?;
     for entry in entries.iter().filter(|entry| !entry.is_dir) {

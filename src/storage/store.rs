@@ -21,6 +21,7 @@ use super::cursor::StartAt;
 use super::disk::Disk;
 use super::log::{Drive, Log, Observer, Shared, Signal};
 use super::recovery::{self, QueueReport};
+use super::salvage::Salvaged;
 use super::space::Space;
 use super::witness::{Account, QueueAccount, Witness};
 use ballast::Ballast;
@@ -107,6 +108,8 @@ pub struct OpenReport {
     /// The `FORMAT` file was damaged, and written anew.
     pub format_was_damaged: bool,
     pub generation: u64,
+    /// Segments that the disk could not read as a whole, and a repair copied.
+    pub salvaged: Vec<Salvaged>,
 }
 
 pub type OpenCatalog = Box<dyn Fn(&Path) -> Result<Box<dyn Catalog>, CatalogError> + Send>;

@@ -163,6 +163,8 @@ pub struct Sink {
     pub fail_every: AtomicU64,
     /// Every request is answered with this status (0: as it deserves).
     pub refuse_with: AtomicU64,
+    /// How many spans each request had that was answered so.
+    pub refused_spans: Mutex<Vec<usize>>,
     /// Each answer comes this much later.
     pub delay_ms: AtomicU64,
     /// A request with a span whose name begins so is answered 400 (empty: none).
@@ -215,6 +217,9 @@ async fn take_spans(sink: &Sink, body: Bytes) -> StatusCode {
     tokio::time::sleep(Duration::from_millis(sink.delay_ms.load(Ordering::SeqCst))).await;
     let refuse_with = sink.refuse_with.load(Ordering::SeqCst);
     if refuse_with > 0 {
+        let request = ExportTraceServiceRequest::decode(body).expect("a request");
+        let spans = request.resource_spans.iter().flat_map(|r| &r.scope_spans).map(|s| s.spans.len()).sum();
+        sink.refused_spans.lock().push(spans);
         return StatusCode::from_u16(refuse_with as u16).expect("a status");
     }
     let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };

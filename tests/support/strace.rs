@@ -10,10 +10,23 @@ use std::process::{Command, Stdio};
 /// Calls that move bytes or make them durable, and `close`, because descriptors are used again.
 const CALLS: &str = "trace=network,read,readv,write,writev,pwrite64,pwritev,pwritev2,fdatasync,fsync,close";
 
+/// Calls that make, rename, remove and sync files, and what tells when: writes.
+const FILE_CALLS: &str = "trace=openat,creat,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto,sendmsg,\
+                          pwrite64,pwritev,pwritev2,fdatasync,fsync,close";
+
 /// The words that go before the traced command; the process has its own pid, strace is nobody's child.
 pub fn wrapper(trace: &Path) -> Vec<String> {
+    words(trace, CALLS, "1000000")
+}
+
+/// The same for what becomes of files.
+pub fn file_wrapper(trace: &Path) -> Vec<String> {
+    words(trace, FILE_CALLS, "4096")
+}
+
+fn words(trace: &Path, calls: &str, string_len: &str) -> Vec<String> {
     let trace = trace.display().to_string();
-    ["strace", "-D", "-f", "-v", "-y", "-xx", "-s", "1000000", "-e", CALLS, "-o", &trace].map(str::to_owned).to_vec()
+    ["strace", "-D", "-f", "-v", "-y", "-xx", "-s", string_len, "-e", calls, "-o", &trace].map(str::to_owned).to_vec()
 }
 
 /// Whether strace is installed and may trace here.
@@ -40,13 +53,28 @@ pub struct Event {
     pub call: String,
     pub moment: Moment,
     pub fd: i32,
+    /// What stands behind the descriptor.
+    pub path: String,
     /// What the call moves; of a call that reads, known when it leaves.
     pub bytes: Vec<u8>,
+    /// Each string among its arguments by itself, such as the names of files.
+    pub strings: Vec<Vec<u8>>,
+    /// All arguments and the result, as they stand there.
+    pub text: String,
     pub line: usize,
 }
 
 /// Every event in order. Lines about signals and exits are none.
 pub fn events(lines: &[String]) -> Result<Vec<Event>, String> {
+    read(lines, false)
+}
+
+/// The same where long strings were cut short.
+pub fn file_events(lines: &[String]) -> Result<Vec<Event>, String> {
+    read(lines, true)
+}
+
+fn read(lines: &[String], may_be_cut: bool) -> Result<Vec<Event>, String> {
     let mut unfinished: HashMap<u32, String> = HashMap::new();
     let mut events = Vec::new();
     for (index, line) in lines.iter().enumerate() {
@@ -70,8 +98,20 @@ pub fn events(lines: &[String]) -> Result<Vec<Event>, String> {
         // `exit` and calls that fail before they have a descriptor are of no interest.
         let digits = arguments.find(|c: char| !c.is_ascii_digit()).unwrap_or(arguments.len());
         let fd = arguments[..digits].parse().unwrap_or(-1);
-        let bytes = strings(arguments).ok_or_else(|| wrong("a string that was cut"))?;
-        let event = |moment| Event { thread, call: call.to_owned(), moment, fd, bytes: bytes.clone(), line: index + 1 };
+        let path = arguments[digits..].strip_prefix('<').and_then(|rest| rest.split('>').next()).unwrap_or_default();
+        let path = String::from_utf8_lossy(&unescaped(path).unwrap_or_default()).into_owned();
+        let strings = strings(arguments, may_be_cut).ok_or_else(|| wrong("a string that was cut"))?;
+        let event = |moment| Event {
+            thread,
+            call: call.to_owned(),
+            moment,
+            fd,
+            path: path.clone(),
+            bytes: strings.concat(),
+            strings: strings.clone(),
+            text: arguments.to_owned(),
+            line: index + 1,
+        };
         if enters_here {
             events.push(event(Moment::Enters));
         }
@@ -79,7 +119,7 @@ pub fn events(lines: &[String]) -> Result<Vec<Event>, String> {
             unfinished.insert(thread, text);
         } else {
             let result = text.rsplit_once(" = ").map_or("?", |(_, result)| result);
-            let result = result.split_whitespace().next().unwrap_or("?");
+            let result = result.split([' ', '<']).next().unwrap_or("?");
             // `?`: the process ended in the middle.
             events.push(event(Moment::Leaves(result.parse().unwrap_or(-1))));
         }
@@ -87,18 +127,22 @@ pub fn events(lines: &[String]) -> Result<Vec<Event>, String> {
     Ok(events)
 }
 
-/// All quoted strings, one after the other; None when one was cut short. Each byte is written as `\x00`.
-fn strings(arguments: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
+/// All quoted strings; None when one was cut short and must not be.
+fn strings(arguments: &str, may_be_cut: bool) -> Option<Vec<Vec<u8>>> {
     let mut parts = arguments.split('"');
     parts.next();
+    let mut strings = Vec::new();
     while let Some(quoted) = parts.next() {
-        for pair in quoted.split("\\x").skip(1) {
-            bytes.push(u8::from_str_radix(pair, 16).ok()?);
-        }
-        if parts.next()?.starts_with("...") {
+        strings.push(unescaped(quoted)?);
+        let is_cut = parts.next()?.starts_with("...");
+        if is_cut && !may_be_cut {
             return None;
         }
     }
-    Some(bytes)
+    Some(strings)
+}
+
+/// Bytes that are written as `\x00` each.
+fn unescaped(text: &str) -> Option<Vec<u8>> {
+    text.split("\\x").skip(1).map(|pair| u8::from_str_radix(pair, 16).ok()).collect()
 }

@@ -37,6 +37,9 @@ pub struct Arguments {
     /// What Forebay looks for among earlier requests; off in compressed cases, whose load repeats itself
     #[arg(long, value_enum, default_value = "request")]
     dedup: Dedup,
+    /// Further exporters of the same pipeline: `dead` reaches nobody, `slow` waits a second for each answer
+    #[arg(long, value_enum, value_delimiter = ',')]
+    beside: Vec<Neighbour>,
     /// Forebay on CPU 0, load and sink on CPU 1
     #[arg(long)]
     pin: bool,
@@ -67,12 +70,23 @@ enum Dedup {
     Span,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Neighbour {
+    Dead,
+    Slow,
+}
+
+/// How long the slow neighbour waits before each answer.
+const SLOW_ANSWER: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Serialize)]
 struct Case {
     #[serde(flatten)]
     load: load::Report,
     /// Spans at the sink; equal to the acknowledged ones unless a request was sent twice.
     delivered_spans: u64,
+    /// At the sink by the end of the load.
+    delivered_spans_per_second: f64,
     /// From the end of the load until everything acknowledged had arrived.
     drain_seconds: f64,
     cpu_seconds: f64,
@@ -83,8 +97,10 @@ struct Case {
 /// `forebay-bench run`
 pub fn main(arguments: &Arguments) -> Result<(), String> {
     if !arguments.json {
-        println!("| case | spans/s | CPU-s per million | ack p50 ms | ack p99 ms | peak RSS MiB | drain s |");
-        println!("|---|---:|---:|---:|---:|---:|---:|");
+        println!(
+            "| case | spans/s | delivered/s | CPU-s per million | ack p50 ms | ack p99 ms | peak RSS MiB | drain s |"
+        );
+        println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     }
     let mut incomplete = false;
     for protocol in &arguments.protocol {
@@ -107,10 +123,11 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
                 println!("{}", serde_json::to_string(&case).map_err(|error| error.to_string())?);
             } else {
                 println!(
-                    "| {} {} | {:.0} | {:.2} | {:.1} | {:.1} | {:.0} | {:.1} |",
+                    "| {} {} | {:.0} | {:.0} | {:.2} | {:.1} | {:.1} | {:.0} | {:.1} |",
                     protocol.name(),
                     compression.name(),
                     case.load.spans_per_second,
+                    case.delivered_spans_per_second,
                     case.cpu_seconds_per_million_spans,
                     case.load.ack_p50_ms,
                     case.load.ack_p99_ms,
@@ -124,14 +141,14 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
 }
 
 fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) -> Result<Case, String> {
-    let ports: [u16; 5] = host::free_ports()?;
-    let [http, grpc, sink_port, health, _metrics] = ports;
+    let ports: [u16; 7] = host::free_ports()?;
+    let [http, grpc, sink_port, health, _metrics, slow_port, _dead] = ports;
     // A child and its threads run where the thread that starts them does.
     if arguments.pin {
         host::pin(0)?;
     }
     let dedup = if compression == Compression::None { arguments.dedup } else { Dedup::Off };
-    let config = config(protocol, compression, dedup, ports);
+    let config = config(protocol, compression, dedup, &arguments.beside, ports);
     let mut forebay = Forebay::start(arguments.forebay.as_deref(), arguments.data_root.as_deref(), &config)?;
     if arguments.pin {
         host::pin(1)?;
@@ -146,9 +163,16 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
         let listener = TcpListener::bind(("127.0.0.1", sink_port))
             .await
             .map_err(|error| format!("cannot listen on port {sink_port}: {error}"))?;
-        sink::start(listener, Arc::clone(&counters))?;
+        sink::start(listener, Arc::clone(&counters), None)?;
+        if arguments.beside.contains(&Neighbour::Slow) {
+            let listener = TcpListener::bind(("127.0.0.1", slow_port))
+                .await
+                .map_err(|error| format!("cannot listen on port {slow_port}: {error}"))?;
+            sink::start(listener, Arc::default(), Some(SLOW_ANSWER))?;
+        }
         forebay.wait_until_ready(health).await?;
         let cpu_before = host::cpu_seconds(forebay.pid())?;
+        let loading = Instant::now();
         let load = load::run(&load::Arguments {
             protocol,
             compression,
@@ -166,6 +190,7 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
             json: true,
         })
         .await?;
+        let delivered_spans_per_second = counters.spans.load(Relaxed) as f64 / loading.elapsed().as_secs_f64();
         let drain = Instant::now();
         while counters.spans.load(Relaxed) < load.acked_spans && drain.elapsed() < arguments.drain {
             forebay.still_runs()?;
@@ -176,6 +201,7 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
         let rss_peak_mib = host::peak_rss_bytes(forebay.pid())? as f64 / f64::from(1 << 20);
         Ok::<_, String>(Case {
             delivered_spans: counters.spans.load(Relaxed),
+            delivered_spans_per_second,
             drain_seconds,
             cpu_seconds,
             cpu_seconds_per_million_spans: cpu_seconds * 1e6 / (load.acked_spans.max(1) as f64),
@@ -188,14 +214,26 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
 }
 
 /// The exporter speaks what the load speaks.
-fn config(protocol: Protocol, compression: Compression, dedup: Dedup, ports: [u16; 5]) -> String {
-    let [http, grpc, sink, health, metrics] = ports;
+fn config(protocol: Protocol, compression: Compression, dedup: Dedup, beside: &[Neighbour], ports: [u16; 7]) -> String {
+    let [http, grpc, sink, health, metrics, slow, dead] = ports;
     let exporter = match protocol {
         Protocol::Http => "otlp_http",
         Protocol::Grpc => "otlp_grpc",
     };
     let compression = compression.name();
     let requests = if dedup == Dedup::Off { "" } else { "traces" };
+    let mut neighbours = String::new();
+    let mut exporters = exporter.to_owned();
+    for neighbour in beside {
+        let (name, port) = match neighbour {
+            Neighbour::Dead => ("dead", dead),
+            Neighbour::Slow => ("slow", slow),
+        };
+        exporters.push_str(&format!(", {exporter}/{name}"));
+        neighbours.push_str(&format!(
+            "  {exporter}/{name}: {{endpoint: 'http://127.0.0.1:{port}', compression: {compression}}}\n"
+        ));
+    }
     let processors = if dedup == Dedup::Span { "dedup" } else { "" };
     format!(
         "receivers:
@@ -207,7 +245,7 @@ exporters:
   {exporter}:
     endpoint: 'http://127.0.0.1:{sink}'
     compression: {compression}
-processors:
+{neighbours}processors:
   dedup:
 forebay:
   dedup: {{requests: [{requests}]}}
@@ -216,7 +254,7 @@ extensions:
 service:
   extensions: [health_check]
   pipelines:
-    traces: {{receivers: [otlp], processors: [{processors}], exporters: [{exporter}]}}
+    traces: {{receivers: [otlp], processors: [{processors}], exporters: [{exporters}]}}
   telemetry:
     logs: {{level: warn}}
     metrics: {{address: '127.0.0.1:{metrics}'}}

@@ -100,8 +100,8 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 }
 
 /// Starts a sink on `listener`, for `forebay-bench run`.
-pub fn start(listener: TcpListener, counters: Arc<Counters>) -> Result<(), String> {
-    let service = Service::new(counters, Options { fail_every: 1, ..Options::default() })?;
+pub fn start(listener: TcpListener, counters: Arc<Counters>, delay: Option<Duration>) -> Result<(), String> {
+    let service = Service::new(counters, Options { fail_every: 1, delay, ..Options::default() })?;
     tokio::spawn(serve(listener, service));
     Ok(())
 }

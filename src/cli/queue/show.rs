@@ -157,7 +157,14 @@ impl Repaired {
             lost: found.lost.iter().map(describe).collect(),
             set_aside: found.quarantined.iter().map(|path| path.display().to_string()).collect(),
         });
-        Repaired { queues: queues.collect(), notes: report.notes.clone(), failures: failures.to_vec() }
+        let salvaged = report.salvaged.iter().map(|one| {
+            let (bytes, original) = (one.unreadable_bytes, one.original.display());
+            format!(
+                "the disk could not read {bytes} bytes of a segment; the rest was copied, the original is {original}"
+            )
+        });
+        let notes = report.notes.iter().cloned().chain(salvaged).collect();
+        Repaired { queues: queues.collect(), notes, failures: failures.to_vec() }
     }
 
     pub fn text(&self) -> String {

@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::*;
 use crate::dlq::{DeadLetters, Description, OnFull, Reason, Shelf};
-use crate::exporters::RemoteStatus;
+use crate::exporters::{RemoteStatus, StatusPolicy};
 use crate::storage::{Disk, Fate};
 
 /// A request with spans of these names in two resources.
@@ -421,4 +421,50 @@ async fn a_destination_that_fails_now_and_then_sets_nothing_aside() {
     let subscription = case.deliver_all(&destination).await;
     assert_eq!(taken(&exporter).len(), 3000);
     assert_eq!(subscription.status().held_ranges, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_of_500_401_or_404_to_everything_parks_and_splits_nothing() {
+    for status in [500, 401, 404] {
+        let case = case();
+        for record in 0..20 {
+            let names: Vec<String> = (0..50).map(|item| format!("good-{record}-{item}")).collect();
+            put_spans(&case.router, &names).await;
+        }
+        let ill_until = tokio::time::Instant::now() + Duration::from_secs(3600);
+        let exporter = scripted(move |_, _| match tokio::time::Instant::now() < ill_until {
+            true => Outcome::Failed(Failure {
+                class: StatusPolicy::default().http(status).0,
+                status: Some(RemoteStatus::Http(status)),
+                retry_after: None,
+                too_large: false,
+                message: "ill".to_owned(),
+            }),
+            false => Outcome::Delivered,
+        });
+        // As configured by default, but for time that need not pass.
+        let destination = case.destination(&exporter, |policy| {
+            policy.retry = RetryPolicy::default();
+            policy.consumers = 4;
+            policy.batch.max_items = 500;
+        });
+        let subscription = Subscription::new(Arc::clone(&case.log), "x");
+        let stop = Drain::default();
+        let running = tokio::spawn(run(subscription, Arc::clone(&destination), stop.clone()));
+        while settled(&case.log) < case.log.durable_end() {
+            assert!(
+                tokio::time::Instant::now() < ill_until + Duration::from_secs(600),
+                "{status}: not delivered after it is well"
+            );
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        stop.abort.cancel();
+        running.await.expect("no panic");
+        let seen = exporter.seen.lock();
+        assert!(seen.len() > 60 && seen.len() < 600, "{status}: {} requests in an hour", seen.len());
+        assert!(seen.iter().all(|batch| batch.items.is_multiple_of(50)), "{status}: split");
+        drop(seen);
+        assert_eq!(taken(&exporter).len(), 1000, "{status}");
+        assert_eq!(case.letters.shelf().rows().len(), 0, "{status}");
+    }
 }

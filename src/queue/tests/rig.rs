@@ -185,7 +185,17 @@ impl Rig {
         if self.world.is_off() {
             self.restart()?;
         }
-        Ok(())
+        self.account_holds()
+    }
+
+    /// accepted = waiting + what became of the rest, at every moment.
+    fn account_holds(&self) -> Result<(), Broken> {
+        let Some(running) = &self.running else { return Ok(()) };
+        let wrong = running.log.status().cursors.into_iter().find(|cursor| {
+            let ledger = &cursor.ledger;
+            ledger.accepted != ledger.fates.total() + cursor.backlog.items
+        });
+        wrong.map_or(Ok(()), |cursor| Err(format!("the account does not come out: {cursor:?}")))
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), Broken> {

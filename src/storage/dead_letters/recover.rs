@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::record::NO_PREVIOUS;
+use crate::storage::salvage;
 use crate::storage::segment::{self, Gap, HEADER_PAGE_LEN, HeaderPage, Identity, RECORDS_START, Scanner, Step};
 
 use super::index::Index;
@@ -23,6 +24,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened)
     if let Some(parent) = dir.parent() {
         disk.sync_dir(parent)?;
     }
+    salvage::finish(disk, dir)?;
     let mut index = Index::default();
     let mut opened = Opened::default();
     let mut ids = Vec::new();

@@ -154,7 +154,7 @@ impl Log {
     /// records in the range; `fates`: what became of their items.
     pub fn settle_weighed(&self, cursor: &str, range: Range<u64>, weight: Weight, fates: &Fates) {
         let mut state = self.inner.state.lock();
-        let State { cursors, backlogs, ledgers, is_damaged, tail, tail_bytes, durable_end, .. } = &mut *state;
+        let State { cursors, backlogs, ledgers, is_damaged, tail, durable_end, .. } = &mut *state;
         let Some(found) = cursors.get_mut(cursor) else { return };
         // Each item settles once.
         let is_again = found.has_settled(range.clone());
@@ -166,13 +166,9 @@ impl Log {
         let gone = backlog.minus(&left);
         *backlog = left;
         ledgers.entry(cursor.to_owned()).or_default().settle(&fates, gone.items, *is_damaged);
-        // What everyone has settled need not stay in memory.
-        let low = cursors.values().map(Cursor::low).min().unwrap_or(0);
-        while tail.front().is_some_and(|record| record.sequence < low) {
-            if let Some(record) = tail.pop_front() {
-                *tail_bytes -= record.payload.len() as u64;
-            }
-        }
+        let lows = || cursors.values().map(Cursor::low);
+        let (lowest, foremost) = (lows().min().unwrap_or(0), lows().max().unwrap_or(0));
+        tail.settled(lowest, foremost, self.inner.shared.tail_bytes_max);
         drop(state);
         if let Some(tally) = self.tally(cursor) {
             tally.subtract(&gone);

@@ -47,28 +47,7 @@ impl Log {
     /// long, so an async task may call it.
     pub fn read_tail(&self, from: Position, bytes_max: u64, records_max: usize) -> Option<Chunk> {
         let state = self.inner.state.lock();
-        if from.sequence >= state.durable_end {
-            return Some(Chunk { next: from, ..Chunk::default() });
-        }
-        let front = state.tail.front()?.sequence;
-        if front > from.sequence {
-            return None;
-        }
-        let start = state.tail.partition_point(|record| record.sequence < from.sequence);
-        let mut chunk = Chunk { next: from, ..Chunk::default() };
-        let mut bytes = 0;
-        for record in state.tail.iter().skip(start).take(records_max) {
-            bytes += u64::from(record.raw_len).max(record.payload.len() as u64);
-            if bytes > bytes_max && !chunk.records.is_empty() {
-                return Some(chunk);
-            }
-            chunk.records.push(record.clone());
-            chunk.next = Position::at(record.sequence + 1);
-        }
-        if chunk.records.is_empty() {
-            chunk.next = Position::at(state.durable_end);
-        }
-        Some(chunk)
+        state.tail.read(from, state.durable_end, bytes_max, records_max)
     }
 
     /// Reads records from `from` on out of the segment file that holds them; at least one if there is one. Blocks on

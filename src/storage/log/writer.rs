@@ -321,8 +321,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
             segment.items += u64::from(record.items);
             segment.valid_end += len;
         }
-        state.tail_bytes += record.payload.len() as u64;
-        state.tail.push_back(Record {
+        let record = Record {
             sequence,
             signal: record.signal,
             encoding: record.encoding,
@@ -332,13 +331,10 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
             metadata: record.metadata,
             payload: record.payload,
             guard: Some(record.guard),
-        });
+        };
+        state.tail.push(record, inner.shared.tail_bytes_max);
         answers.push((answer, reservation, sequence));
         sequence += 1;
-    }
-    while state.tail_bytes > inner.shared.tail_bytes_max {
-        let Some(record) = state.tail.pop_front() else { break };
-        state.tail_bytes -= record.payload.len() as u64;
     }
     for backlog in state.backlogs.values_mut() {
         *backlog = backlog.plus(&added);

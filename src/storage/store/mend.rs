@@ -10,6 +10,7 @@ use crate::storage::backlog::Weight;
 use crate::storage::catalog::{self, Catalog, CatalogError, Change, Row, SegmentRow, SledCatalog};
 use crate::storage::disk::Disk;
 use crate::storage::log::{Drive, Observer};
+use crate::storage::salvage::{self, Salvaged};
 
 use super::{OpenReport, Options, Store, StoreError};
 
@@ -34,8 +35,28 @@ impl Catalog for Distrusted {
     }
 }
 
+/// Copies what the disk cannot read as a whole, queues and dead letters.
+fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Vec<Salvaged>, StoreError> {
+    let _lock = super::lock(disk, dir)?;
+    super::format::check(disk, dir)?;
+    let queues_dir = dir.join("queues");
+    let mut dirs = vec![dir.join("dlq"), dir.join("dlq/invalid")];
+    match disk.list(&queues_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        listed => {
+            let entries = listed.map_err(StoreError::io("list", &queues_dir))?;
+            dirs.extend(entries.iter().filter(|entry| entry.is_dir).map(|entry| queues_dir.join(&entry.name)));
+        }
+    }
+    let mut salvaged = Vec::new();
+    for dir in dirs {
+        salvaged.extend(salvage::segments(disk, &dir).map_err(StoreError::io("copy what can be read in", &dir))?);
+    }
+    Ok(salvaged)
+}
+
 impl Store {
-    /// Opens as a start does, but reads and checks every record. Torn tails are cut off, files that cannot be read set
+    /// Opens as a start does, but reads and checks every record, and reads around what the disk cannot read. Torn tails are cut off, files that cannot be read set
     /// aside, damage settled as lost, and a catalogue that cannot be used is rebuilt. Needs the lock.
     pub fn repair(
         disk: Arc<dyn Disk>,
@@ -45,7 +66,11 @@ impl Store {
         let open_catalog = Box::new(|path: &Path| {
             SledCatalog::open(path).map(|catalog| Box::new(Distrusted(catalog)) as Box<dyn Catalog>)
         });
-        Store::open_with(disk, dir, &Options::default(), observer, open_catalog, Drive::Threads)
+        let salvaged = salvage(disk.as_ref(), dir)?;
+        let (store, mut report) =
+            Store::open_with(disk, dir, &Options::default(), observer, open_catalog, Drive::Threads)?;
+        report.salvaged = salvaged;
+        Ok((store, report))
     }
 
     /// Removes a cursor; what it had not settled is returned, and is gone for it. None: there is no such cursor.

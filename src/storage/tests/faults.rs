@@ -1,6 +1,7 @@
 //! Rule 6 and its neighbours: what the log does when the disk says no.
 
 use std::io::{self, IoSlice};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
@@ -16,6 +17,8 @@ struct Orders {
     /// What `space` reports as available, when set (in MiB, 0: the truth).
     available_mib: AtomicU32,
     armed: AtomicBool,
+    /// Pages that cannot be read: of the file with that inode, at that offset.
+    bad_pages: parking_lot::Mutex<Vec<(u64, u64)>>,
 }
 
 #[derive(Debug)]
@@ -28,6 +31,7 @@ struct FaultyDisk {
 struct FaultyFile {
     inner: Arc<dyn DiskFile>,
     orders: Arc<Orders>,
+    inode: u64,
 }
 
 impl DiskFile for FaultyFile {
@@ -35,6 +39,11 @@ impl DiskFile for FaultyFile {
         self.inner.write_all_at(parts, offset)
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = offset..offset + buffer.len() as u64;
+        let is_bad = |(inode, page): &(u64, u64)| *inode == self.inode && read.start < page + 4096 && *page < read.end;
+        if self.orders.bad_pages.lock().iter().any(is_bad) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         self.inner.read_at(buffer, offset)
     }
     fn sync_data(&self) -> io::Result<()> {
@@ -56,7 +65,8 @@ impl DiskFile for FaultyFile {
 impl FaultyDisk {
     fn wrap(&self, path: &Path, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
         if path.to_string_lossy().contains("/queues/") {
-            Arc::new(FaultyFile { inner: file, orders: Arc::clone(&self.orders) })
+            let inode = std::fs::metadata(path).expect("there").ino();
+            Arc::new(FaultyFile { inner: file, orders: Arc::clone(&self.orders), inode })
         } else {
             file
         }
@@ -182,4 +192,64 @@ fn the_record_is_not_readable_before_its_sync_returned() {
     assert!(append(&log, payload(1)).is_err());
     assert_eq!(log.durable_end(), 1);
     assert_eq!(read_all(&log, 0), vec![0]);
+}
+
+#[test]
+fn a_bad_sector_refuses_the_start_and_a_repair_reads_around_it() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let orders = Arc::new(Orders::default());
+    let disk: Arc<dyn Disk> = Arc::new(FaultyDisk { inner: RealDisk, orders: Arc::clone(&orders) });
+    let (store, _, _) = open_on(Arc::clone(&disk), dir.path(), &options()).expect("opens");
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    for n in 0..40 {
+        let _receipt = append(&log, vec![n; 1000]).expect("durable");
+    }
+    drop((log, store));
+    // Neither catalogue nor witness vouches for what the segment holds.
+    std::fs::remove_dir_all(dir.path().join("catalog")).expect("removed");
+    let oldest = segments(dir.path(), "traces").into_iter().min().expect("a segment");
+    let inode = std::fs::metadata(&oldest).expect("there").ino();
+    orders.bad_pages.lock().push((inode, 16384));
+    let refused = open_on(Arc::clone(&disk), dir.path(), &options()).map(drop);
+    assert!(refused.is_err_and(|error| error.to_string().contains("Input/output error")), "it starts");
+
+    let seen = Arc::new(Seen::default());
+    let (store, report) = Store::repair(Arc::clone(&disk), dir.path(), seen).expect("repairs");
+    assert_eq!(report.salvaged.iter().map(|one| one.unreadable_bytes).collect::<Vec<_>>(), [4096]);
+    assert!(report.salvaged[0].original.exists(), "the original stays");
+    let lost: u64 = report.queues["traces"].lost.iter().map(|lost| lost.sequences.end - lost.sequences.start).sum();
+    assert!((4..=5).contains(&lost), "a page touches four or five records: {:?}", report.queues["traces"].lost);
+    drop(store);
+    // And starts again, also over the broken disk: what could be read is delivered.
+    let (store, _, _) = open_on(disk, dir.path(), &options()).expect("opens");
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    let (mut position, mut found) = (Position::at(0), 0);
+    while position.sequence < log.durable_end() {
+        let chunk = log.read_file(position, u64::MAX, 100).expect("readable");
+        position = chunk.next;
+        found += chunk.records.len() as u64;
+    }
+    assert_eq!(found, 40 - lost);
+}
+
+#[test]
+fn a_repair_that_broke_off_between_its_renames_is_ended_by_the_next_start() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _, _) = open(dir.path());
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    append_all(&log, 0..5);
+    drop((log, store));
+    let segment = segments(dir.path(), "traces").into_iter().min().expect("a segment");
+    let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", segment.display()));
+    std::fs::copy(&segment, beside(".salvaged")).expect("copied");
+    std::fs::rename(&segment, beside(".damaged")).expect("renamed");
+    let (store, report, seen) = open(dir.path());
+    assert!(report.queues["traces"].lost.is_empty() && seen.lost.lock().is_empty());
+    assert_eq!(read_all(&store.queue("traces", &cursor("a")).expect("queue"), 0), [0, 1, 2, 3, 4]);
+    drop(store);
+    // A copy beside its original is one that was not whole.
+    std::fs::write(beside(".salvaged"), b"half").expect("written");
+    let (store, _, _) = open(dir.path());
+    assert_eq!(read_all(&store.queue("traces", &cursor("a")).expect("queue"), 0), [0, 1, 2, 3, 4]);
+    assert!(!beside(".salvaged").exists());
 }
