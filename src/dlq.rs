@@ -11,6 +11,7 @@ mod description;
 mod edit;
 pub mod expiry;
 mod listing;
+mod scan;
 pub mod shelf;
 
 use std::sync::Arc;

@@ -130,16 +130,22 @@ async fn list(mut way: Way, list: List) -> Result<(), Failure> {
     let mut found = Listed::default();
     loop {
         let limit = PAGE.min(wanted - found.letters.len());
-        let after = found.next.take().map(|after| format!("&after={after}")).unwrap_or_default();
-        let path = format!("/api/v1/dlq?{query}&limit={limit}{after}");
+        // How many there are is asked once, and not at all where every one is fetched.
+        let more = match found.next.take() {
+            Some(after) => format!("&after={after}"),
+            None if list.limit > 0 => "&count=true".to_owned(),
+            None => String::new(),
+        };
+        let path = format!("/api/v1/dlq?{query}&limit={limit}{more}");
         let page: Listed = way.json(Method::GET, &path, Vec::new()).await?;
-        found.matching = page.matching;
+        found.matching = found.matching.or(page.matching);
         found.letters.extend(page.letters);
         found.next = page.next;
         if found.next.is_none() || found.letters.len() >= wanted {
             break;
         }
     }
+    found.matching = found.matching.or(Some(found.letters.len()));
     if list.place.json { super::queue::print_json(&found) } else { output::print(&show::list(&found)) }
 }
 

@@ -7,7 +7,7 @@ use crate::otlp::Signal;
 use crate::storage::dead_letters::{LetterError, Row};
 use crate::storage::unix_now_ns;
 
-use super::{Description, Shelf};
+use super::{Description, Shelf, scan};
 
 /// Nothing expires this soon after the start: a clock that was wrong then may be set by now.
 pub const GRACE: Duration = Duration::from_secs(600);
@@ -47,14 +47,11 @@ pub fn expire(shelf: &Shelf, now_unix_ns: u64, max_age: Duration) -> Result<Expi
     let max_age_ns = u64::try_from(max_age.as_nanos()).unwrap_or(u64::MAX);
     let is_old = |row: &Row| now_unix_ns.saturating_sub(row.parked_unix_ns) > max_age_ns;
     let mut expired = Expired::default();
-    for row in shelf.rows().iter().filter(|row| is_old(row)) {
-        let exporter = match shelf.read(row.id) {
-            Ok(Some(letter)) => Description::from_bytes(&letter.description).ok().and_then(|known| known.exporter),
-            Ok(None) => continue,
-            // Damaged ones expire like others.
-            Err(LetterError::Damaged { .. }) => None,
-            Err(error) => return Err(error),
-        };
+    for letter in scan::letters(shelf, None).filter(|letter| is_old(&letter.row)) {
+        // Damaged ones expire like others.
+        let description = letter.description()?.and_then(|bytes| Description::from_bytes(&bytes).ok());
+        let exporter = description.and_then(|known| known.exporter);
+        let row = &letter.row;
         // What somebody repaired meanwhile is young only by its content; it keeps its age and goes the next time.
         if shelf.remove_unchanged(row)? {
             expired.letters += 1;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::otlp::{Encoding, Signal, compression, json};
 use crate::storage::dead_letters::{Letter, LetterError, Row};
 
+use super::scan::Scan;
 use super::{Description, Reason, Shelf};
 
 /// The only key of a payload that is shown as bytes.
@@ -48,17 +49,33 @@ impl Filter {
         *self == Filter::default()
     }
 
-    /// What can be told without reading the letter.
-    fn takes_row(&self, row: &Row) -> bool {
+    /// What no letter can be, if it names such a thing.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(id) = self.ids.iter().find(|id| parse_id(id).is_none()) {
+            return Err(format!("`{id}` is no id of a letter"));
+        }
+        match &self.signal {
+            Some(name) if Signal::ALL.iter().all(|signal| signal.name() != name) => {
+                Err(format!("there is no signal `{name}`; there are traces, metrics and logs"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What can be told without reading the letter; whoever asks has seen to the ids.
+    pub(super) fn takes_row(&self, row: &Row) -> bool {
         let parked_ms = row.parked_unix_ns / 1_000_000;
         let signal = Signal::from_u8(row.signal).map(Signal::name);
-        (self.ids.is_empty() || self.ids.iter().any(|id| parse_id(id) == Some(row.id)))
-            && self.signal.as_deref().is_none_or(|wanted| Some(wanted) == signal)
+        self.signal.as_deref().is_none_or(|wanted| Some(wanted) == signal)
             && self.since_unix_ms.is_none_or(|since| parked_ms >= since)
             && self.until_unix_ms.is_none_or(|until| parked_ms <= until)
     }
 
-    fn takes(&self, description: &Description) -> bool {
+    pub(super) fn asks_for_descriptions(&self) -> bool {
+        self.queue.is_some() || self.exporter.is_some() || self.service.is_some() || self.reason.is_some()
+    }
+
+    pub(super) fn takes(&self, description: &Description) -> bool {
         let same =
             |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| Some(wanted) == found);
         same(&self.queue, Some(&description.queue))
@@ -67,22 +84,9 @@ impl Filter {
             && self.reason.is_none_or(|reason| reason == description.reason)
     }
 
-    /// The ids of all letters that are meant, oldest first. Reads their descriptions where it must.
-    pub fn select(&self, log: &Shelf) -> Result<Vec<u64>, LetterError> {
-        let rows = log.rows().into_iter().filter(|row| self.takes_row(row));
-        let by_row = self.queue.is_none() && self.exporter.is_none() && self.service.is_none() && self.reason.is_none();
-        if by_row {
-            return Ok(rows.map(|row| row.id).collect());
-        }
-        let mut ids = Vec::new();
-        for row in rows {
-            if let Some(letter) = readable(log, row.id)?
-                && self.takes(&Entry::new(&letter).description)
-            {
-                ids.push(row.id);
-            }
-        }
-        Ok(ids)
+    /// The ids of all letters that are meant, oldest first.
+    pub fn select(&self, shelf: &Shelf) -> Result<Vec<u64>, LetterError> {
+        Scan::new(shelf, self, None).map(|found| Ok(found?.letter.row.id)).collect()
     }
 }
 
@@ -114,12 +118,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub fn new(letter: &Letter) -> Entry {
-        let row = &letter.row;
-        // Written by a later version, or by nobody we know: the letter is shown all the same.
-        let description = Description::from_bytes(&letter.description).unwrap_or_else(|error| {
-            Description::new(Reason::Rejected, &format!("no readable description: {error}"), 0)
-        });
+    pub fn new(row: &Row, description: Description, note: Option<&[u8]>) -> Entry {
         Entry {
             id: format_id(row.id),
             signal: Signal::from_u8(row.signal).map_or("unknown", Signal::name).to_owned(),
@@ -127,10 +126,16 @@ impl Entry {
             bytes: row.stored_len,
             parked_unix_ms: row.parked_unix_ns / 1_000_000,
             description,
-            replay: letter.note.as_ref().and_then(|note| serde_json::from_slice(note).ok()),
+            replay: note.and_then(|note| serde_json::from_slice(note).ok()),
             payload: None,
         }
     }
+}
+
+/// A description as it was written; by a later version, or by nobody we know: the letter is shown all the same.
+pub(super) fn describe(bytes: &[u8]) -> Description {
+    Description::from_bytes(bytes)
+        .unwrap_or_else(|error| Description::new(Reason::Rejected, &format!("no readable description: {error}"), 0))
 }
 
 pub fn format_id(id: u64) -> String {
@@ -141,37 +146,43 @@ pub fn parse_id(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 
-/// The letter; None when it is gone, or damaged, which whoever reads it alone is told.
-fn readable(log: &Shelf, id: u64) -> Result<Option<Letter>, LetterError> {
-    match log.read(id) {
-        Err(LetterError::Damaged { .. }) => Ok(None),
-        read => read,
-    }
-}
-
 /// One page of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     pub letters: Vec<Entry>,
-    /// All that are meant, on this page and on others.
-    pub matching: usize,
-    /// Where the next page begins: after this id.
+    /// All that are meant, on this page and on others; where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matching: Option<usize>,
+    /// There if there are more: they begin after this id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// The letters that are meant, oldest first, those behind `after`, at most `limit`.
-pub fn list(log: &Shelf, filter: &Filter, after: Option<u64>, limit: usize) -> Result<Listed, LetterError> {
-    let ids = filter.select(log)?;
+/// The letters that are meant, oldest first, those behind `after`, at most `limit`. Payloads are neither read nor checked.
+/// To count all that are meant may take reading every description.
+pub fn list(
+    shelf: &Shelf,
+    filter: &Filter,
+    after: Option<u64>,
+    limit: usize,
+    counts: bool,
+) -> Result<Listed, LetterError> {
     let limit = limit.clamp(1, PAGE_MAX);
-    let mut listed = Listed { matching: ids.len(), ..Listed::default() };
-    let mut rest = ids.into_iter().filter(|id| after.is_none_or(|after| *id > after)).peekable();
-    while let Some(id) = rest.next() {
-        listed.letters.extend(readable(log, id)?.map(|letter| Entry::new(&letter)));
-        if listed.letters.len() >= limit {
-            listed.next = rest.peek().map(|_| format_id(id));
+    let mut listed = Listed::default();
+    let mut last = None;
+    for found in Scan::new(shelf, filter, after) {
+        let found = found?;
+        if listed.letters.len() == limit {
+            listed.next = last.map(format_id);
             break;
         }
+        last = Some(found.letter.row.id);
+        listed.letters.extend(found.entry()?);
+    }
+    if counts {
+        let is_all = after.is_none() && listed.next.is_none();
+        let count = || Scan::new(shelf, filter, None).try_fold(0, |count, found| found.map(|_| count + 1));
+        listed.matching = Some(if is_all { listed.letters.len() } else { count()? });
     }
     Ok(listed)
 }
@@ -179,7 +190,7 @@ pub fn list(log: &Shelf, filter: &Filter, after: Option<u64>, limit: usize) -> R
 /// One letter, with its payload where that is wanted.
 pub fn show(log: &Shelf, id: u64, with_payload: bool) -> Result<Option<Entry>, LetterError> {
     let Some(letter) = log.read(id)? else { return Ok(None) };
-    let mut entry = Entry::new(&letter);
+    let mut entry = Entry::new(&letter.row, describe(&letter.description), letter.note.as_deref());
     if with_payload {
         let read = if log.is_malformed(id) { None } else { payload_json(&letter).ok() };
         entry.payload = Some(match read.map(|text| serde_json::from_slice(&text)) {

@@ -3,14 +3,13 @@
 //! Their ids never meet: those of the ring begin at [`RING_FIRST_ID`]. An edited letter moves from the ring among the
 //! parked ones and keeps its id.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::storage::dead_letters::{AtCap, Letter, LetterError, NewLetter, Options, Row};
+use crate::storage::dead_letters::{AtCap, Letter, LetterError, Located, NewLetter, Options, Row};
 use crate::storage::{DeadLetterLog, Disk, Space};
 
 /// Where the parked letters lie in the data directory, and where the ring.
@@ -61,14 +60,26 @@ impl Shelf {
         if self.is_malformed(id) { &self.ring } else { &self.parked }
     }
 
-    /// Every letter's row, the parked ones first, each kind by age.
+    /// Every letter's row, by id: the parked ones first, each kind by age.
     pub fn rows(&self) -> Vec<Row> {
-        let mut rows = self.parked.rows();
-        let known: BTreeSet<u64> = rows.iter().rev().map(|row| row.id).take_while(|id| *id >= RING_FIRST_ID).collect();
-        // One that is moving is in both for a moment.
-        rows.extend(self.ring.rows().into_iter().filter(|row| !known.contains(&row.id)));
-        rows.sort_unstable_by_key(|row| row.id);
-        rows
+        super::scan::letters(self, None).map(|letter| letter.row).collect()
+    }
+
+    /// The letters behind that id, by id, at most `max`.
+    pub fn located_after(&self, after: Option<u64>, max: usize) -> Vec<Located> {
+        // One that moves meanwhile leaves the ring after it is among the parked ones: in this order it is not missed.
+        let ring = self.ring.located_after(after, max);
+        let mut letters = self.parked.located_after(after, max);
+        letters.extend(ring);
+        // Stable: of one that is in both the parked one stays.
+        letters.sort_by_key(|letter| letter.row.id);
+        letters.dedup_by_key(|letter| letter.row.id);
+        letters.truncate(max);
+        letters
+    }
+
+    pub fn located(&self, id: u64) -> Option<Located> {
+        self.log_of(id).located(id)
     }
 
     pub fn row(&self, id: u64) -> Option<Row> {

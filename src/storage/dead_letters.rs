@@ -10,6 +10,7 @@
 //! the one in use, and goes; so does a tombstone when no segment has a record of its letter any more.
 
 mod index;
+mod located;
 mod recover;
 mod segments;
 
@@ -27,6 +28,7 @@ use super::{Durable, segment};
 
 use index::Index;
 pub use index::Row;
+pub use located::Located;
 pub use recover::Opened;
 use segments::{Active, Entry, Room};
 

@@ -44,12 +44,14 @@ pub struct Selection {
     until_unix_ms: Option<u64>,
     after: Option<String>,
     limit: Option<usize>,
+    /// Whether all that are meant are counted.
+    count: bool,
 }
 
 impl Selection {
-    fn filter(self) -> Filter {
+    fn filter(self) -> Result<Filter, Response> {
         let ids = self.ids.map(|ids| ids.split(',').map(str::to_owned).collect()).unwrap_or_default();
-        Filter {
+        checked(Filter {
             ids,
             queue: self.queue,
             exporter: self.exporter,
@@ -58,7 +60,14 @@ impl Selection {
             service: self.service,
             since_unix_ms: self.since_unix_ms,
             until_unix_ms: self.until_unix_ms,
-        }
+        })
+    }
+}
+
+fn checked(filter: Filter) -> Result<Filter, Response> {
+    match filter.check() {
+        Ok(()) => Ok(filter),
+        Err(error) => Err(refuse(StatusCode::BAD_REQUEST, error, "`forebay dlq list` shows which letters there are")),
     }
 }
 
@@ -80,9 +89,13 @@ pub async fn list(State(api): State<Arc<Api>>, Wanted(mut selection): Wanted<Sel
         }
         after => after.and_then(Result::ok),
     };
-    let limit = selection.limit.unwrap_or(PAGE_DEFAULT);
+    let (limit, counts) = (selection.limit.unwrap_or(PAGE_DEFAULT), selection.count);
+    let filter = match selection.filter() {
+        Ok(filter) => filter,
+        Err(refusal) => return refusal,
+    };
     let shelf = Arc::clone(api.letters.shelf());
-    match blocking(move || dlq::list(&shelf, &selection.filter(), after, limit)).await {
+    match blocking(move || dlq::list(&shelf, &filter, after, limit, counts)).await {
         Ok(Ok(listed)) => Json(listed).into_response(),
         Ok(Err(error)) => failed(&error),
         Err(response) => response,
@@ -134,7 +147,10 @@ pub async fn edit(State(api): State<Arc<Api>>, id: Id, payload: Payload) -> Resp
 
 pub async fn export(State(api): State<Arc<Api>>, Wanted(selection): Wanted<Selection>) -> Response {
     let shelf = Arc::clone(api.letters.shelf());
-    let filter = selection.filter();
+    let filter = match selection.filter() {
+        Ok(filter) => filter,
+        Err(refusal) => return refusal,
+    };
     let selecting = Arc::clone(&shelf);
     let ids = match blocking(move || readable(&selecting, &filter)).await {
         Ok(Ok(ids)) => ids,
@@ -202,14 +218,17 @@ pub struct Purged {
     pub dry_run: bool,
 }
 
-fn is_vague(filter: &Filter, all: bool) -> Option<Response> {
-    (filter.is_empty() && !all).then(|| {
-        refuse(StatusCode::BAD_REQUEST, "no letters are named", "name ids or a filter, or say that all are meant")
-    })
+/// Why a filter is not acted upon: it names nothing, or what cannot be.
+fn unclear(filter: &Filter, all: bool) -> Option<Response> {
+    if filter.is_empty() && !all {
+        let help = "name ids or a filter, or say that all are meant";
+        return Some(refuse(StatusCode::BAD_REQUEST, "no letters are named", help));
+    }
+    checked(filter.clone()).err()
 }
 
 pub async fn purge(State(api): State<Arc<Api>>, Order(request): Order<PurgeRequest>) -> Response {
-    if let Some(refusal) = is_vague(&request.filter, request.all) {
+    if let Some(refusal) = unclear(&request.filter, request.all) {
         return refusal;
     }
     let shelf = Arc::clone(api.letters.shelf());
@@ -283,7 +302,7 @@ fn lines(receiver: mpsc::Receiver<Vec<u8>>) -> Response {
 }
 
 pub async fn replay(State(api): State<Arc<Api>>, Order(request): Order<ReplayRequest>) -> Response {
-    if let Some(refusal) = is_vague(&request.filter, request.all) {
+    if let Some(refusal) = unclear(&request.filter, request.all) {
         return refusal;
     }
     if request.rate.is_some_and(|rate| !(rate >= RATE_MIN && rate.is_finite())) {

@@ -45,8 +45,8 @@ pub fn list(found: &Listed) -> String {
             description.reason.name(),
         );
     }
-    if found.letters.len() < found.matching {
-        let _infallible = writeln!(text, "{} of {}; --limit 0 shows all", found.letters.len(), found.matching);
+    if let Some(matching) = found.matching.filter(|matching| found.letters.len() < *matching) {
+        let _infallible = writeln!(text, "{} of {matching}; --limit 0 shows all", found.letters.len());
     }
     text
 }

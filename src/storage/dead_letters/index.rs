@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -53,6 +54,17 @@ impl Place {
         let read = self.file.read_at(&mut bytes, self.offset)?;
         bytes.truncate(read);
         Ok(record::decode(&Bytes::from(bytes), self.identity.id, self.identity.seed()).map(|(_, record)| record))
+    }
+
+    /// The record's metadata alone, without its payload of that length, which the check at the end covers too: only the
+    /// header is checked. None when that is not what was written.
+    pub fn read_metadata(&self, payload_len: u32) -> io::Result<Option<Bytes>> {
+        let mut bytes = vec![0; self.record_len.saturating_sub(u64::from(payload_len)) as usize];
+        let read = self.file.read_at(&mut bytes, self.offset)?;
+        bytes.truncate(read);
+        let header = Header::decode(&bytes, self.identity.id, self.identity.seed());
+        let end = header.map(|header| record::HEADER_LEN + header.metadata_len as usize);
+        Ok(end.filter(|end| *end <= bytes.len()).map(|end| Bytes::from(bytes).slice(record::HEADER_LEN..end)))
     }
 }
 
@@ -219,6 +231,11 @@ impl Index {
 
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.values()
+    }
+
+    pub fn rows_after(&self, after: Option<u64>) -> impl Iterator<Item = &Row> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.rows.range((start, Bound::Unbounded)).map(|(_, row)| row)
     }
 
     pub fn place(&self, row: &Row) -> Option<Place> {
