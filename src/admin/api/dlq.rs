@@ -49,9 +49,9 @@ pub struct Selection {
 }
 
 impl Selection {
-    fn filter(self) -> Result<Filter, Response> {
+    fn filter(self) -> Result<Filter, String> {
         let ids = self.ids.map(|ids| ids.split(',').map(str::to_owned).collect()).unwrap_or_default();
-        checked(Filter {
+        let filter = Filter {
             ids,
             queue: self.queue,
             exporter: self.exporter,
@@ -60,15 +60,14 @@ impl Selection {
             service: self.service,
             since_unix_ms: self.since_unix_ms,
             until_unix_ms: self.until_unix_ms,
-        })
+        };
+        filter.check().map(|()| filter)
     }
 }
 
-fn checked(filter: Filter) -> Result<Filter, Response> {
-    match filter.check() {
-        Ok(()) => Ok(filter),
-        Err(error) => Err(refuse(StatusCode::BAD_REQUEST, error, "`forebay dlq list` shows which letters there are")),
-    }
+/// Of a filter that names what cannot be.
+fn impossible(error: String) -> Response {
+    refuse(StatusCode::BAD_REQUEST, error, "`forebay dlq list` shows which letters there are")
 }
 
 fn failed(error: &LetterError) -> Response {
@@ -92,7 +91,7 @@ pub async fn list(State(api): State<Arc<Api>>, Wanted(mut selection): Wanted<Sel
     let (limit, counts) = (selection.limit.unwrap_or(PAGE_DEFAULT), selection.count);
     let filter = match selection.filter() {
         Ok(filter) => filter,
-        Err(refusal) => return refusal,
+        Err(error) => return impossible(error),
     };
     let shelf = Arc::clone(api.letters.shelf());
     match blocking(move || dlq::list(&shelf, &filter, after, limit, counts)).await {
@@ -149,7 +148,7 @@ pub async fn export(State(api): State<Arc<Api>>, Wanted(selection): Wanted<Selec
     let shelf = Arc::clone(api.letters.shelf());
     let filter = match selection.filter() {
         Ok(filter) => filter,
-        Err(refusal) => return refusal,
+        Err(error) => return impossible(error),
     };
     let selecting = Arc::clone(&shelf);
     let ids = match blocking(move || readable(&selecting, &filter)).await {
@@ -224,7 +223,7 @@ fn unclear(filter: &Filter, all: bool) -> Option<Response> {
         let help = "name ids or a filter, or say that all are meant";
         return Some(refuse(StatusCode::BAD_REQUEST, "no letters are named", help));
     }
-    checked(filter.clone()).err()
+    filter.check().err().map(impossible)
 }
 
 pub async fn purge(State(api): State<Arc<Api>>, Order(request): Order<PurgeRequest>) -> Response {
