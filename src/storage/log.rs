@@ -6,6 +6,9 @@ mod overflow;
 mod prepare;
 mod read;
 mod reclaim;
+mod shared;
+mod signal;
+mod status;
 mod tail;
 mod writer;
 
@@ -16,19 +19,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-use super::backlog::{Limit, Tally, Weight};
+use super::backlog::{Tally, Weight};
 use super::cursor::Cursor;
-use super::disk::{Disk, DiskFile};
+use super::disk::DiskFile;
 use super::ledger::Ledger;
 use super::record::{self, METADATA_LEN_MAX, PAYLOAD_LEN_MAX};
 use super::segment::{Identity, RECORDS_START};
-use super::space::{Full, Reservation, Space};
+use super::space::{Full, Reservation};
 use super::{Durable, RangeSet};
 
 use tail::Tail;
@@ -36,6 +39,9 @@ use tail::Tail;
 pub use overflow::{Droppable, Enough};
 pub use read::{Chunk, Lost, Position};
 pub use reclaim::QueueSnapshot;
+pub use shared::{Drive, Observer, Shared};
+pub use signal::Signal;
+pub use status::{CursorStatus, Status};
 
 /// A record on its way in. `guard` is dropped when the log no longer holds the payload in memory.
 pub struct NewRecord {
@@ -71,77 +77,6 @@ pub enum AppendError {
     TooLarge { len: u64, max: u64 },
     #[error("the queue was closed before the record was written")]
     Closed,
-}
-
-/// Told what the writer does, on the writer's thread; for counting.
-pub trait Observer: Send + Sync {
-    fn synced(&self, _queue: &str, _took: Duration, _records: u64, _bytes: u64) {}
-    fn failed(&self, _queue: &str, _operation: &'static str, _error: &std::io::Error) {}
-    fn damaged(&self, _queue: &str, _lost: &Lost) {}
-    /// Somebody is about to give these records up although they were not delivered everywhere.
-    fn giving_up(&self, _queue: &str, _sequences: std::ops::Range<u64>) {}
-}
-
-/// What every log of a store shares.
-#[derive(Clone)]
-pub struct Shared {
-    pub disk: Arc<dyn Disk>,
-    pub space: Arc<Space>,
-    pub observer: Arc<dyn Observer>,
-    pub segment_bytes: u64,
-    /// Recent records kept in memory for the exporters.
-    pub tail_bytes_max: u64,
-    pub sync_interval_min: Duration,
-    pub drive: Drive,
-    /// Set when a checkpoint has something to write.
-    pub dirty: Arc<Signal>,
-    /// Raised when there is no room, or soon will be none, for who can make some.
-    pub pressure: Arc<Signal>,
-}
-
-/// Who does the work of the writer, its helper and the keeper.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Drive {
-    /// Threads of their own.
-    #[default]
-    Threads,
-    /// Whoever calls [`Log::write_pending`], [`Log::prepare`] and the store's checkpoint: the same steps in an order that
-    /// can be repeated.
-    Caller,
-}
-
-/// A flag that a thread can wait for.
-#[derive(Default)]
-pub struct Signal {
-    raised: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Signal {
-    pub fn raise(&self) {
-        let mut raised = self.raised.lock();
-        if !*raised {
-            *raised = true;
-            self.changed.notify_all();
-        }
-    }
-
-    /// Waits until it is raised or the time is over, lowers it, and says whether it was raised.
-    pub fn wait(&self, timeout: Option<Duration>) -> bool {
-        let mut raised = self.raised.lock();
-        match timeout {
-            Some(timeout) => {
-                let deadline = Instant::now() + timeout;
-                while !*raised && !self.changed.wait_until(&mut raised, deadline).timed_out() {}
-            }
-            None => {
-                while !*raised {
-                    self.changed.wait(&mut raised);
-                }
-            }
-        }
-        std::mem::take(&mut *raised)
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,27 +192,6 @@ pub(super) struct Recovered {
     pub incarnation: u64,
     pub backlogs: BTreeMap<String, Weight>,
     pub ledgers: BTreeMap<String, Ledger>,
-}
-
-/// Figures of one queue, for metrics and messages.
-#[derive(Clone, Debug, Default)]
-pub struct Status {
-    pub segments: u64,
-    pub allocated_bytes: u64,
-    pub next_sequence: u64,
-    pub failure: Option<String>,
-    pub cursors: Vec<CursorStatus>,
-}
-
-#[derive(Clone, Debug)]
-pub struct CursorStatus {
-    pub name: String,
-    /// The lowest sequence that is not settled.
-    pub low: u64,
-    /// What is durable and not settled.
-    pub backlog: Weight,
-    pub ledger: Ledger,
-    pub limit: Option<Limit>,
 }
 
 impl Log {
@@ -487,33 +401,6 @@ impl Log {
     pub fn oldest_sequence(&self) -> u64 {
         let state = self.inner.state.lock();
         state.segments.values().find(|segment| segment.records > 0).map_or(state.durable_end, |segment| segment.first)
-    }
-
-    pub fn status(&self) -> Status {
-        let state = self.inner.state.lock();
-        let cursors = state
-            .cursors
-            .iter()
-            .map(|(name, cursor)| CursorStatus {
-                name: name.clone(),
-                low: cursor.low(),
-                backlog: state.backlogs.get(name).copied().unwrap_or_default(),
-                ledger: state.ledgers.get(name).copied().unwrap_or_default(),
-                limit: self.limit_of(name),
-            })
-            .collect();
-        Status {
-            segments: state.segments.len() as u64,
-            allocated_bytes: state.segments.values().map(|segment| segment.allocated_bytes).sum(),
-            next_sequence: state.next_sequence,
-            failure: self.inner.failure.lock().clone(),
-            cursors,
-        }
-    }
-
-    /// Why intake is refused at the moment, if it is.
-    pub fn failure(&self) -> Option<String> {
-        self.inner.failure.lock().clone()
     }
 
     /// Writes and answers what is pending, then ends the threads. Later appends are refused.
