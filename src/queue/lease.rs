@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::storage::log::Position;
 use crate::storage::{Record, Weight};
 
-use super::subscription::{HELD_RETRY_AFTER, Held, Out};
+use super::subscription::{HELD_RETRY_AFTER, Held, Out, overlap};
 use super::{LeaseLimits, Settled, Subscription};
 
 fn weight_of(records: &[Record]) -> Weight {
@@ -58,7 +58,7 @@ impl Lease {
         if !self.subscription.gives_way {
             return Ok(true);
         }
-        self.mark_sending(true);
+        self.begin_sending().await;
         let left = self.subscription.log.unsettled(&self.subscription.cursor, self.covers());
         if left != [self.covers()] {
             if self.records.is_empty() {
@@ -73,13 +73,30 @@ impl Lease {
     /// The opposite of [`Lease::claim`]: the attempt is over, and did not succeed.
     pub fn unclaim(&self) {
         if self.subscription.gives_way {
-            self.mark_sending(false);
+            self.end_sending();
         }
     }
 
-    fn mark_sending(&self, is_sending: bool) {
+    /// Waits while some of it is being given up.
+    async fn begin_sending(&self) {
+        loop {
+            let changed = self.subscription.changed.notified();
+            {
+                let mut book = self.subscription.book.lock();
+                if book.giving.as_ref().is_none_or(|giving| !overlap(giving, &self.covers)) {
+                    if let Some(out) = book.out.get_mut(&self.number) {
+                        out.is_sending = true;
+                    }
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn end_sending(&self) {
         if let Some(out) = self.subscription.book.lock().out.get_mut(&self.number) {
-            out.is_sending = is_sending;
+            out.is_sending = false;
         }
     }
 

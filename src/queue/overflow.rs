@@ -24,6 +24,8 @@ const FREE_SEGMENTS: u64 = 3;
 const SEGMENTS_PER_ROUND_MAX: usize = 1024;
 /// Pause between rounds, so that a full disk costs no core.
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
+/// When what is beyond a limit was on its way in or out, it is looked at again after this, also if nothing new comes.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Takes records over, durably, or fails; what it returns takes that back, should they be on their way by then.
 pub type Park = Box<dyn Fn(&[Record]) -> std::io::Result<Undo> + Send>;
@@ -53,12 +55,16 @@ impl Overflow {
         } else {
             let (store, stopping) = (Arc::clone(store), Arc::clone(&stopping));
             let work = move || {
+                let mut again = None;
                 loop {
-                    store.pressure().wait(None);
+                    let was_raised = store.pressure().wait(again);
                     if stopping.load(Ordering::Acquire) {
                         return;
                     }
                     relieve(&store, &givers);
+                    let is_beyond = givers.iter().any(|giver| giver.subscription.excess().is_some());
+                    // What raised it may not have been durable yet, and so not counted.
+                    again = (was_raised || is_beyond).then_some(AGAIN_AFTER);
                     std::thread::sleep(ROUND_PAUSE);
                 }
             };

@@ -85,6 +85,8 @@ pub(super) struct Book {
     /// Ranges whose lease came back unsettled, in the order they came back.
     pub redeliver: VecDeque<Range<u64>>,
     pub held: Vec<Held>,
+    /// What is being given up at this moment: no lease that has some of it is sent meanwhile.
+    pub giving: Option<Range<u64>>,
     /// Leases out at the moment, by number.
     pub out: BTreeMap<u64, Out>,
     pub next_lease: u64,
@@ -231,20 +233,26 @@ impl Subscription {
         for part in self.idle_parts(&range) {
             let (end, part_weight) = self.log.weigh(part.clone(), enough)?;
             let part = part.start..end.min(part.end);
+            {
+                let mut book = self.book.lock();
+                // Weighing took a while: a part that is settled or on its way by now waits for the next round.
+                let is_idle = book.out.values().all(|out| !out.is_sending || !overlap(&out.range, &part));
+                if part.is_empty() || !is_idle || self.log.unsettled(&self.cursor, part.clone()) != [part.clone()] {
+                    continue;
+                }
+                book.giving = Some(part.clone());
+            }
             // Before they are, lest a crash in between leaves them seen; without the lock, since it may wait for the disk.
             self.log.giving_up(part.clone());
             let mut book = self.book.lock();
-            // Weighing took a while: a part that is settled or on its way by now waits for the next round.
-            let is_idle = book.out.values().all(|out| !out.is_sending || !overlap(&out.range, &part));
-            if part.is_empty() || !is_idle || self.log.unsettled(&self.cursor, part.clone()) != [part.clone()] {
-                continue;
-            }
+            book.giving = None;
             let fates = Fates::of(Fate::QueueFull, part_weight.items);
             self.log.settle_weighed(&self.cursor, part.clone(), part_weight, &fates);
             let settled = |range: &Range<u64>| self.log.unsettled(&self.cursor, range.clone()).is_empty();
             book.held.retain(|held| !settled(&held.range));
             book.redeliver.retain(|range| !settled(range));
             drop(book);
+            self.changed.notify_waiters();
             weight = weight.plus(&part_weight);
             if let Some((sizer, size)) = &mut enough {
                 *size = size.saturating_sub(part_weight.measure(*sizer));
@@ -399,6 +407,6 @@ impl Subscription {
     }
 }
 
-fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+pub(super) fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
     one.start < other.end && other.start < one.end
 }

@@ -245,3 +245,38 @@ async fn past_the_cap_an_exporter_that_parks_hands_its_oldest_over_and_without_r
     assert_eq!(refused.expect("blocked").reason, RefusedReason::Full);
     assert_eq!(parked.lock().len(), handed_over.len(), "nothing went");
 }
+
+#[tokio::test]
+async fn what_was_being_sent_when_the_limit_was_passed_gives_way_later_also_if_nothing_new_comes() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, log, router) = bench(dir.path(), &["x"], &["x"]);
+    let (giver, dropped) = giver(&log, "x");
+    let subscription = Arc::clone(&giver.subscription);
+    let budget = Budget::new(1 << 20);
+    for n in 0..8 {
+        let _receipt = router.offer(offer(&budget, n, Vec::new())).await.expect("accepted");
+    }
+    let mut lease = subscription.lease(ALL).await.expect("reads").expect("records");
+    assert_eq!(lease.records().len(), 8);
+    assert!(lease.claim().await.expect("reads"));
+    log.limit_backlog("x", Sizer::Requests, 5);
+    let store = Arc::new(store);
+    let overflow = crate::queue::Overflow::start(&store, vec![giver]).expect("starts");
+    let _receipt = router.offer(offer(&budget, 8, Vec::new())).await.expect("accepted");
+    let becomes = async |count| {
+        let counted = async {
+            while dropped.load(Ordering::SeqCst) != count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(20), counted).await.is_ok();
+        assert!(in_time, "{dropped:?} are dropped, not {count}");
+    };
+    // The only one that is idle.
+    becomes(1).await;
+    lease.unclaim();
+    becomes(4).await;
+    assert_eq!(log.status().cursors[0].backlog.records, 5);
+    drop(lease);
+    overflow.close();
+}
