@@ -255,6 +255,26 @@ mod tests {
     }
 
     #[test]
+    fn a_key_takes_no_more_than_24_bytes_and_none_goes_before_that() {
+        let bytes_max = 8 << 20;
+        let seen = Seen::new(bytes_max, WINDOW, NOW);
+        let mut random = fastrand::Rng::with_seed(7);
+        let count = bytes_max / 24;
+        let mut first = Vec::new();
+        for batch in 0..count / 1000 {
+            let keys: Vec<u128> = (0..1000).map(|_| random.u128(1..)).collect();
+            seen.add(&keys, batch, NOW + Duration::from_micros(batch));
+            if batch == 0 {
+                first = keys;
+            }
+        }
+        let figures = seen.figures(NOW + Duration::from_secs(1));
+        assert!(figures.bytes <= bytes_max && figures.keys >= count / 1000 * 1000 * 999 / 1000, "{figures:?} of {count}");
+        let gone = known(&seen, &first, &ticket()).iter().filter(|known| !matches!(known, Known::Durable)).count();
+        assert!(gone <= 10, "{gone} of the first thousand are gone");
+    }
+
+    #[test]
     fn memory_stays_within_its_bound_whatever_that_is() {
         for bytes in [1, 1 << 10, 1 << 20, 3 << 20, 48 << 20, 100 << 20] {
             let seen = Seen::new(bytes, WINDOW, NOW);
