@@ -221,3 +221,89 @@ async fn a_backend_that_is_ill_costs_no_dead_letter_and_no_split_and_gets_everyt
         assert_eq!(forebay.stop().await, 0, "{}", scene.log());
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_that_is_interrupted_loses_nothing_and_goes_on_where_it_was() {
+    let scene = scene().await;
+    let forebay = scene.start().await;
+    let names: Vec<String> = (0..12).map(|n| format!("tool-call-{n}")).chain(["good".to_owned()]).collect();
+    scene.post(&names).await;
+    let dir = &scene.data_dir;
+    eventually("the poison is parked", async || letters(dir).len() == 12).await;
+    scene.sink.poison.lock().clear();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+    command.args(["dlq", "replay", "--all", "--rate", "20", "--data-dir"]).arg(dir).env_remove("FOREBAY_DATA_DIR");
+    let mut replay =
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("runs");
+    let delivered = || scene.sink.taken.lock().keys().filter(|name| name.starts_with(POISON)).count();
+    eventually("some are sent", async || delivered() >= 3).await;
+    replay.kill().expect("killed");
+    replay.wait().expect("reaped");
+    // What was delivered is gone, what was not is there; the one under way may be both.
+    let left = letters(dir).len();
+    assert!((1..=9).contains(&left) && left + delivered() >= 12, "{left} left, {} delivered", delivered());
+    // The process ends the broken replay when it next has something to say.
+    let mut output = dlq(&["replay", "--all"], dir);
+    eventually("the next replay may begin", async || {
+        if stderr(&output).contains("another replay") {
+            output = dlq(&["replay", "--all"], dir);
+        }
+        !stderr(&output).contains("another replay")
+    })
+    .await;
+    assert!(stdout(&output).contains("0 failed and stay"));
+    assert_eq!((letters(dir).len(), delivered()), (0, 12));
+    assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_goes_in_parts_and_no_part_is_uploaded_twice_for_nothing() {
+    let scene = scene().await;
+    scene.sink.poison.lock().clear();
+    scene.sink.request_bytes_max.store(100_000, Ordering::SeqCst);
+    let forebay = scene.start().await;
+    let names: Vec<String> = (0..3000).map(|n| format!("span-{n}")).collect();
+    // One request of about 700 kB, which no other limit cuts.
+    scene.post(&names).await;
+    eventually("all are delivered", async || scene.sink.taken.lock().len() == 3000).await;
+    assert!(scene.sink.taken.lock().values().all(|(times, _)| *times == 1), "each once");
+    let mut refused = scene.sink.too_large.lock().clone();
+    let count = refused.len();
+    refused.sort_unstable();
+    refused.dedup();
+    assert!((1..=8).contains(&count) && refused.len() == count, "{count} refused, {} of them different", refused.len());
+    assert!(letters(&scene.data_dir).is_empty());
+    assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_expires_is_parked_and_of_what_is_taken_in_part_a_copy_where_that_is_wanted() {
+    let (sink, address) = Sink::start().await;
+    let exporter = format!(
+        "{{endpoint: 'http://{address}', \
+         retry_on_failure: {{initial_interval: 20ms, max_interval: 50ms, max_elapsed_time: 300ms}}}}"
+    );
+    let setup = Setup::new("otlp_http", &exporter, "{exporters: {otlp_http: {on_partial_success: park}}}");
+    let scene = Scene { data_dir: setup.dir.path().join("data"), sink, setup, client: client() };
+    let forebay = scene.start().await;
+    scene.sink.refuse_with.store(503, Ordering::SeqCst);
+    scene.post(&["too-late".to_owned()]).await;
+    let dir = &scene.data_dir;
+    let reasons = || letters(dir).iter().map(|letter| letter["reason"].clone()).collect::<Vec<_>>();
+    eventually("it expires", async || reasons() == ["expired"]).await;
+    scene.sink.refuse_with.store(0, Ordering::SeqCst);
+    scene.sink.reject_spans.store(1, Ordering::SeqCst);
+    scene.post(&["one".to_owned(), "two".to_owned()]).await;
+    eventually("a copy is parked", async || reasons() == ["expired", "ambiguous"]).await;
+    assert!(stdout(&dlq(&["list", "--reason", "ambiguous"], dir)).contains("1 of 2 items rejected: not these"));
+    assert!(scene.sink.taken.lock().values().all(|(times, _)| *times == 1), "never sent again");
+    scene.sink.reject_spans.store(0, Ordering::SeqCst);
+    assert!(stdout(&dlq(&["replay", "--reason", "expired"], dir)).contains("1 letters with 1 items delivered"));
+    assert!(scene.sink.taken.lock().contains_key("too-late"));
+    let mode =
+        |path: PathBuf| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).expect("there").permissions());
+    let files = std::fs::read_dir(dir.join("dlq")).expect("listed").map(|entry| entry.expect("entry").path());
+    let modes: Vec<u32> = files.filter(|path| path.is_file()).map(|path| mode(path) & 0o777).collect();
+    assert!(!modes.is_empty() && modes.iter().all(|mode| *mode == 0o600), "{modes:?}");
+    assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+}

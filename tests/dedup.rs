@@ -132,3 +132,26 @@ async fn turned_off_every_request_is_stored() {
     assert!(!setup.dir.path().join("data/fingerprints").exists());
     assert_eq!(forebay.stop().await, 0);
 }
+
+#[tokio::test]
+async fn what_a_person_took_out_of_the_queue_may_come_again() {
+    let [dead_port] = free_ports();
+    let dead = format!("http://127.0.0.1:{dead_port}");
+    let setup = setup(&dead);
+    let client = client();
+    let forebay = setup.start(&client).await;
+    assert_eq!(send(&setup, &client, &names(0..10)).await, None);
+    assert_eq!(send(&setup, &client, &names(0..10)).await, Some(10));
+    // Its destination never had it.
+    assert_eq!(forebay.stop().await, 0);
+    let mut forget = std::process::Command::new(env!("CARGO_BIN_EXE_forebay"));
+    forget.args(["queue", "forget", "--exporter", "otlp_http", "--data-dir"]).arg(setup.dir.path().join("data"));
+    let forgotten = forget.env_remove("FOREBAY_DATA_DIR").output().expect("forebay runs");
+    assert!(forgotten.status.success(), "{}", String::from_utf8_lossy(&forgotten.stderr));
+    let (sink, address) = Sink::start().await;
+    rewrite(&setup, &dead, &format!("http://{address}"));
+    let forebay = setup.start(&client).await;
+    assert_eq!(send(&setup, &client, &names(0..10)).await, None, "it is stored again");
+    eventually("it is delivered", async || sink.taken.lock().len() == 10).await;
+    assert_eq!(forebay.stop().await, 0);
+}

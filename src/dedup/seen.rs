@@ -269,7 +269,10 @@ mod tests {
             }
         }
         let figures = seen.figures(NOW + Duration::from_secs(1));
-        assert!(figures.bytes <= bytes_max && figures.keys >= count / 1000 * 1000 * 999 / 1000, "{figures:?} of {count}");
+        assert!(
+            figures.bytes <= bytes_max && figures.keys >= count / 1000 * 1000 * 999 / 1000,
+            "{figures:?} of {count}"
+        );
         let gone = known(&seen, &first, &ticket()).iter().filter(|known| !matches!(known, Known::Durable)).count();
         assert!(gone <= 10, "{gone} of the first thousand are gone");
     }

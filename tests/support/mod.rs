@@ -169,6 +169,10 @@ pub struct Sink {
     pub delay_ms: AtomicU64,
     /// A request with a span whose name begins so is answered 400 (empty: none).
     pub poison: Mutex<String>,
+    /// A larger request is answered 413 (0: none).
+    pub request_bytes_max: AtomicU64,
+    /// Checksums of the requests that were.
+    pub too_large: Mutex<Vec<u32>>,
     /// So many spans of each request that is taken are said to be rejected.
     pub reject_spans: AtomicU64,
 }
@@ -221,6 +225,11 @@ async fn take_spans(sink: &Sink, body: Bytes) -> StatusCode {
         let spans = request.resource_spans.iter().flat_map(|r| &r.scope_spans).map(|s| s.spans.len()).sum();
         sink.refused_spans.lock().push(spans);
         return StatusCode::from_u16(refuse_with as u16).expect("a status");
+    }
+    let bytes_max = sink.request_bytes_max.load(Ordering::SeqCst);
+    if bytes_max > 0 && body.len() as u64 > bytes_max {
+        sink.too_large.lock().push(crc32c::crc32c(&body));
+        return StatusCode::PAYLOAD_TOO_LARGE;
     }
     let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
     let poison = sink.poison.lock().clone();
