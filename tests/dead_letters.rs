@@ -2,38 +2,17 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use support::dlq::{dlq, letters, stderr, stdout};
 use support::setup::Setup;
 use support::{Forebay, Sink, client, eventually, request};
 
 const POISON: &str = "tool-call";
-
-fn dlq(words: &[&str], data_dir: &Path) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
-    command.arg("dlq").args(words).arg("--data-dir").arg(data_dir);
-    command.env_remove("FOREBAY_DATA_DIR").env_remove("VISUAL").env_remove("EDITOR").output().expect("forebay runs")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", stderr(output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn letters(data_dir: &Path) -> Vec<Value> {
-    let text = stdout(&dlq(&["list", "--json", "--limit", "0"], data_dir));
-    let listed: Value = serde_json::from_str(&text).expect("JSON");
-    listed["letters"].as_array().expect("a list").clone()
-}
 
 struct Scene {
     sink: Arc<Sink>,

@@ -3,9 +3,10 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
+use support::dlq::{self, stderr, stdout};
 use support::setup::Setup;
 use support::{Sink, client, eventually, free_ports, request};
 
@@ -21,25 +22,12 @@ fn data_dir(setup: &Setup) -> PathBuf {
     setup.dir.path().join("data")
 }
 
-fn dlq(words: &[&str], setup: &Setup) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
-    command.arg("dlq").args(words).arg("--data-dir").arg(data_dir(setup));
-    command.env_remove("FOREBAY_DATA_DIR").env_remove("VISUAL").env_remove("EDITOR").output().expect("forebay runs")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", stderr(output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+fn ask(words: &[&str], setup: &Setup) -> Output {
+    dlq::dlq(words, &data_dir(setup))
 }
 
 fn letters(setup: &Setup) -> Vec<Value> {
-    let text = stdout(&dlq(&["list", "--json", "--limit", "0"], setup));
-    let listed: Value = serde_json::from_str(&text).expect("JSON");
-    listed["letters"].as_array().expect("a list").clone()
+    dlq::letters(&data_dir(setup))
 }
 
 async fn post(setup: &Setup, client: &reqwest::Client, headers: &[(&str, &str)], body: Vec<u8>) -> u16 {
@@ -104,31 +92,31 @@ async fn a_malformed_payload_is_kept_without_the_clients_secrets_repaired_and_se
     // The value ends at its closing quote, where it is found wanting.
     let offset = found[0]["offset_bytes"].as_u64().expect("an offset") as usize;
     assert!(json[..offset].contains("oh no") && !json[..offset].contains("agent-step"), "{offset}");
-    let shown = stdout(&dlq(&["show", id], &setup));
+    let shown = stdout(&ask(&["show", id], &setup));
     assert!(shown.contains("user-agent: agent/1") && shown.contains("authorization: (left out)"), "{shown}");
     assert!(!shown.contains("agent-step"), "{shown}");
-    assert!(stdout(&dlq(&["show", id, "--show-payload"], &setup)).contains("agent-step"));
+    assert!(stdout(&ask(&["show", id, "--show-payload"], &setup)).contains("agent-step"));
     let other = found[1]["id"].as_str().expect("an id");
-    assert!(stdout(&dlq(&["show", other, "--show-payload"], &setup)).contains("base64"));
+    assert!(stdout(&ask(&["show", other, "--show-payload"], &setup)).contains("base64"));
     let everything = bytes_below(&data_dir(&setup));
     assert!(!everything.windows(SECRET.len()).any(|window| window == SECRET.as_bytes()), "a secret is on disk");
 
     // Neither exported nor sent as it is.
-    assert_eq!(stdout(&dlq(&["export"], &setup)), "");
-    assert!(stderr(&dlq(&["replay", id, "--to", "otlp_http"], &setup)).contains("forebay dlq edit"));
-    assert!(stdout(&dlq(&["replay", "--all"], &setup)).contains("0 letters with 0 items delivered, 0 failed"));
+    assert_eq!(stdout(&ask(&["export"], &setup)), "");
+    assert!(stderr(&ask(&["replay", id, "--to", "otlp_http"], &setup)).contains("forebay dlq edit"));
+    assert!(stdout(&ask(&["replay", "--all"], &setup)).contains("0 letters with 0 items delivered, 0 failed"));
     let mended = setup.dir.path().join("mended.json");
     std::fs::write(&mended, json.replace("oh no", "0af7651916cd43dd8448eb211c80319c")).expect("written");
     let mended = mended.display().to_string();
-    assert!(stdout(&dlq(&["edit", id, "--from", &mended], &setup)).contains("1 items now"));
+    assert!(stdout(&ask(&["edit", id, "--from", &mended], &setup)).contains("1 items now"));
     // It is a letter like others now, also for a process of its own.
     forebay.kill();
     let forebay = setup.start(&client).await;
     assert_eq!(letters(&setup).len(), 3);
-    assert!(stderr(&dlq(&["replay", id], &setup)).contains("--to"));
-    assert!(stdout(&dlq(&["replay", id, "--to", "otlp_http"], &setup)).contains("1 letters with 1 items delivered"));
+    assert!(stderr(&ask(&["replay", id], &setup)).contains("--to"));
+    assert!(stdout(&ask(&["replay", id, "--to", "otlp_http"], &setup)).contains("1 letters with 1 items delivered"));
     assert!(sink.taken.lock().contains_key("agent-step"));
-    assert!(stdout(&dlq(&["purge", "--reason", "malformed"], &setup)).contains("2 letters with 0 items were purged"));
+    assert!(stdout(&ask(&["purge", "--reason", "malformed"], &setup)).contains("2 letters with 0 items were purged"));
     assert!(letters(&setup).is_empty());
     assert_eq!(forebay.stop().await, 0);
 }

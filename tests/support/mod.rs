@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod dlq;
 pub mod ledger;
 pub mod proxy;
 pub mod setup;
