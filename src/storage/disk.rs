@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 
 /// Vectors handed to one `pwritev`; Linux takes 1024 (IOV_MAX).
 const WRITE_VECTORS_MAX: usize = 1024;
@@ -38,6 +38,8 @@ pub trait DiskFile: Send + Sync + Debug {
     fn sync_data(&self) -> io::Result<()>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn size(&self) -> io::Result<u64>;
+    /// Synced bytes of it need not stay in the page cache. Advice: it cannot fail.
+    fn uncache(&self) {}
 }
 
 /// A disk. Paths are absolute or relative to the working directory, as std's are.
@@ -108,6 +110,11 @@ impl DiskFile for RealFile {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn uncache(&self) {
+        // Advice that is not taken costs nothing but what it was meant to spare.
+        let _ = rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed);
     }
 }
 

@@ -1,6 +1,7 @@
 //! One queue's segment log: append on its writer thread, read what is durable, settle, reclaim.
 
 pub(super) mod backlog;
+mod cache;
 mod forget;
 mod overflow;
 mod prepare;
@@ -104,6 +105,8 @@ pub(super) struct Segment {
     pub items: u64,
     /// Now and then a (sequence, offset), so that reading from the middle need not start at the front.
     pub index: Vec<(u64, u64)>,
+    /// It was let go from the page cache.
+    pub is_uncached: bool,
     /// Offsets of damage already reported.
     pub damage_seen: RangeSet,
 }

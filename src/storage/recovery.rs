@@ -292,6 +292,8 @@ fn sealed_from_row(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes:
         records: row.records,
         items: row.items,
         index: Vec::new(),
+        // Whatever is in the cache after a restart is a gift.
+        is_uncached: true,
         damage_seen: RangeSet::new(),
     }
 }
@@ -314,6 +316,8 @@ fn sealed_from_scan(identity: Identity, file: Arc<dyn DiskFile>, allocated_bytes
         records: scan.records.len() as u64,
         items: scan.records.iter().map(|located| u64::from(located.header.items)).sum(),
         index: Vec::new(),
+        // Whatever is in the cache after a restart is a gift.
+        is_uncached: true,
         damage_seen,
     }
 }

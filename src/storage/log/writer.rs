@@ -194,6 +194,7 @@ fn ensure_active(inner: &Inner, needed: u64) -> Result<(u64, u64), WriteError> {
             records: 0,
             items: 0,
             index: Vec::new(),
+            is_uncached: false,
             damage_seen: Default::default(),
         },
     );

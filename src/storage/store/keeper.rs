@@ -74,6 +74,7 @@ impl Keeper {
                 Ok(_) => {}
                 Err(error) => observer.failed(name, "reclaim a segment of", &error),
             }
+            log.uncache();
         }
         Ok(())
     }

@@ -19,6 +19,8 @@ struct Orders {
     armed: AtomicBool,
     /// Pages that cannot be read: of the file with that inode, at that offset.
     bad_pages: parking_lot::Mutex<Vec<(u64, u64)>>,
+    /// Inodes of files that were let go from the page cache, in that order.
+    uncached: parking_lot::Mutex<Vec<u64>>,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,9 @@ impl DiskFile for FaultyFile {
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.inner.set_len(len)
+    }
+    fn uncache(&self) {
+        self.orders.uncached.lock().push(self.inode);
     }
     fn size(&self) -> io::Result<u64> {
         self.inner.size()
@@ -252,4 +257,44 @@ fn a_repair_that_broke_off_between_its_renames_is_ended_by_the_next_start() {
     let (store, _, _) = open(dir.path());
     assert_eq!(read_all(&store.queue("traces", &cursor("a")).expect("queue"), 0), [0, 1, 2, 3, 4]);
     assert!(!beside(".salvaged").exists());
+}
+
+#[test]
+fn what_one_exporter_has_passed_and_another_has_not_leaves_the_page_cache_once_and_what_was_found_at_start_stays() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _, orders) = faulty(dir.path());
+    let log =
+        store.queue("traces", &[("fine".to_owned(), StartAt::Beginning), ("dead".to_owned(), StartAt::Beginning)]);
+    let log = log.expect("queue");
+    let fill = |log: &Log, count: usize| {
+        let before = segments(dir.path(), "traces").len();
+        while segments(dir.path(), "traces").len() < before + count {
+            let _receipt = append(log, vec![7; 1000]).expect("durable");
+        }
+    };
+    let inodes = || -> Vec<u64> {
+        let mut paths = segments(dir.path(), "traces");
+        paths.sort();
+        paths.iter().map(|path| std::fs::metadata(path).expect("there").ino()).collect()
+    };
+    fill(&log, 7);
+    store.checkpoint().expect("written");
+    let unread = orders.uncached.lock().clone();
+    assert!(!unread.is_empty() && unread.len() <= inodes().len() - 4, "nobody has come past them: {unread:?}");
+    log.settle("fine", 0..log.durable_end());
+    store.checkpoint().expect("written");
+    store.checkpoint().expect("written");
+    let mut uncached = orders.uncached.lock().clone();
+    assert!(uncached.len() > unread.len() && uncached.len() <= inodes().len() - 2, "{uncached:?} of {:?}", inodes());
+    let (expected, count) = (inodes()[..uncached.len()].to_vec(), uncached.len());
+    uncached.sort_unstable();
+    uncached.dedup();
+    assert_eq!(uncached.len(), count, "each once");
+    assert!(expected.iter().all(|inode| uncached.contains(inode)), "the oldest: {uncached:?} of {expected:?}");
+    log.settle("dead", 0..5);
+    drop((log, store));
+    let (store, _, orders) = faulty(dir.path());
+    store.queue("traces", &[]).map(drop).expect("queue");
+    store.checkpoint().expect("written");
+    assert!(orders.uncached.lock().is_empty());
 }
