@@ -29,6 +29,8 @@
 pub mod backlog;
 pub mod catalog;
 mod clock;
+#[cfg(test)]
+pub mod counting;
 pub mod cursor;
 pub mod dead_letters;
 pub mod disk;

@@ -82,8 +82,15 @@ async fn a_malformed_payload_is_kept_without_the_clients_secrets_repaired_and_se
     assert_eq!(answer.headers()["grpc-status"], "3", "INVALID_ARGUMENT");
 
     eventually("all three are kept", async || letters(&setup).len() == 3).await;
+    // A frame that says more than it brings.
+    let short = [&[0][..], &(cut.len() as u32 + 9).to_be_bytes(), &cut].concat();
+    let call = http2.post(format!("http://127.0.0.1:{grpc_port}{path}")).header("content-type", "application/grpc");
+    let answer = call.header("te", "trailers").body(short).send().await.expect("answered");
+    assert_eq!(answer.headers()["grpc-status"], "3", "INVALID_ARGUMENT");
+    eventually("it is kept too", async || letters(&setup).len() == 4).await;
     let found = letters(&setup);
-    for letter in &found {
+    assert!(found[3]["message"].as_str().is_some_and(|message| message.contains("bytes and has")), "{}", found[3]);
+    for letter in &found[..3] {
         assert_eq!((&letter["reason"], &letter["items"]), (&"malformed".into(), &0.into()), "{letter}");
         assert_eq!(letter["origin"]["peer"], "127.0.0.1", "{letter}");
         assert!(letter["offset_bytes"].as_u64().is_some(), "{letter}");
@@ -112,11 +119,11 @@ async fn a_malformed_payload_is_kept_without_the_clients_secrets_repaired_and_se
     // It is a letter like others now, also for a process of its own.
     forebay.kill();
     let forebay = setup.start(&client).await;
-    assert_eq!(letters(&setup).len(), 3);
+    assert_eq!(letters(&setup).len(), 4);
     assert!(stderr(&ask(&["replay", id], &setup)).contains("--to"));
     assert!(stdout(&ask(&["replay", id, "--to", "otlp_http"], &setup)).contains("1 letters with 1 items delivered"));
     assert!(sink.taken.lock().contains_key("agent-step"));
-    assert!(stdout(&ask(&["purge", "--reason", "malformed"], &setup)).contains("2 letters with 0 items were purged"));
+    assert!(stdout(&ask(&["purge", "--reason", "malformed"], &setup)).contains("3 letters with 0 items were purged"));
     assert!(letters(&setup).is_empty());
     assert_eq!(forebay.stop().await, 0);
 }

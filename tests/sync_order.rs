@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,25 +12,14 @@ use bytes::Bytes;
 use forebay::exporters::{self, Batch, Exporter, Outcome, otlp_grpc};
 use forebay::otlp::{Encoding, Signal};
 use parking_lot::Mutex;
-use support::strace::{self, Event, Moment};
+use support::strace::{self, Event, Moment, Tokens, token, tokens};
 use support::{Forebay, Sink, client, eventually, free_ports, request};
 
 const CLIENTS: usize = 4;
 const REQUESTS_PER_CLIENT: usize = 25;
-const TOKEN: &[u8] = b"token-";
-const TOKEN_DIGITS: usize = 6;
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const H2_DATA: u8 = 0;
 const H2_HEADERS: u8 = 1;
-
-type Tokens = BTreeSet<String>;
-
-/// The tokens that stand whole in `bytes`.
-fn tokens(bytes: &[u8]) -> Tokens {
-    let len = TOKEN.len() + TOKEN_DIGITS;
-    let whole = |window: &&[u8]| window.starts_with(TOKEN) && window[TOKEN.len()..].iter().all(u8::is_ascii_digit);
-    bytes.windows(len).filter(whole).map(|window| String::from_utf8_lossy(window).into_owned()).collect()
-}
 
 /// A connection that a client opened: what it asked and has had no answer to.
 #[derive(Default)]
@@ -97,7 +86,9 @@ fn check(lines: &[String]) -> Result<Seen, String> {
     let mut syncing: HashMap<u32, Tokens> = HashMap::new();
     let mut durable: BTreeMap<String, usize> = BTreeMap::new();
     let mut seen = Seen::default();
-    for Event { thread, call, moment, fd, bytes, line, .. } in strace::events(lines)? {
+    for event in strace::events(lines)? {
+        let bytes = event.bytes();
+        let Event { thread, call, moment, fd, line, .. } = event;
         let durable_since = |what: &str, token: &String| {
             let since = durable.get(token).copied();
             since.ok_or_else(|| format!("line {line}: {token} is {what} before its sync has returned"))
@@ -149,14 +140,14 @@ fn check(lines: &[String]) -> Result<Seen, String> {
 }
 
 fn payload(n: usize) -> Vec<u8> {
-    request(&[format!("token-{n:06}")])
+    request(&[token(n)])
 }
 
 async fn send_http(client: reqwest::Client, url: String, first: usize, acknowledged: Arc<Mutex<Tokens>>) {
     for n in first..first + REQUESTS_PER_CLIENT {
         let sending = client.post(&url).header("content-type", "application/x-protobuf").body(payload(n)).send();
         assert!(sending.await.expect("answered").status().is_success());
-        acknowledged.lock().insert(format!("token-{n:06}"));
+        acknowledged.lock().insert(token(n));
     }
 }
 
@@ -173,7 +164,7 @@ async fn send_grpc(endpoint: String, first: usize, acknowledged: Arc<Mutex<Token
         let batch = Batch { signal: Signal::Traces, items: 1, payload: payload.into(), metadata: Vec::new() };
         let outcome = exporter.export(batch).await;
         assert!(matches!(outcome, Outcome::Delivered), "{outcome:?}");
-        acknowledged.lock().insert(format!("token-{n:06}"));
+        acknowledged.lock().insert(token(n));
     }
 }
 
@@ -212,14 +203,7 @@ async fn trace() -> (Vec<String>, Tokens) {
     let acknowledged = std::mem::take(&mut *acknowledged.lock());
     eventually("all is sent on", async || sink.taken.lock().len() == acknowledged.len()).await;
     assert_eq!(forebay.stop().await, 0, "{}", std::fs::read_to_string(&log).unwrap_or_default());
-    let mut text = String::new();
-    // strace notes the end a moment after the process has ended.
-    eventually("the trace is whole", async || {
-        text = std::fs::read_to_string(&trace).expect("readable");
-        text.lines().any(|line| line.starts_with(&format!("{pid} ")) && line.ends_with("+++ exited with 0 +++"))
-    })
-    .await;
-    (text.lines().map(str::to_owned).collect(), acknowledged)
+    (strace::finished(&trace, pid).await, acknowledged)
 }
 
 fn is_sync(line: &str) -> bool {

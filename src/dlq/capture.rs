@@ -82,8 +82,13 @@ impl Captures {
         let is_taken = (before == 0 || before + bytes <= WAITING_BYTES_MAX) && self.sender.try_send(capture).is_ok();
         if !is_taken {
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            telemetry::captured("busy", 1);
+            self.skip();
         }
+    }
+
+    /// There is no room for another.
+    pub fn skip(&self) {
+        telemetry::captured("busy", 1);
     }
 }
 

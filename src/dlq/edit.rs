@@ -19,9 +19,9 @@ pub enum EditError {
 }
 
 /// Replaces the payload by `text`, OTLP-JSON of the same signal; returns its items. The letter keeps its id and history.
-pub fn edit(log: &Shelf, id: u64, text: &[u8]) -> Result<u64, EditError> {
+pub fn edit(shelf: &Shelf, id: u64, text: &[u8]) -> Result<u64, EditError> {
     let unknown = || EditError::Unknown(super::listing::format_id(id));
-    let letter = log.read(id)?.ok_or_else(unknown)?;
+    let letter = shelf.read(id)?.ok_or_else(unknown)?;
     let signal = Signal::from_u8(letter.row.signal).ok_or_else(unknown)?;
     let malformed = |reason: String| EditError::Malformed { signal: signal.name(), reason };
     let payload = json::to_protobuf(signal, text).map_err(|error| malformed(error.to_string()))?;
@@ -44,5 +44,5 @@ pub fn edit(log: &Shelf, id: u64, text: &[u8]) -> Result<u64, EditError> {
         description,
         payload,
     };
-    if log.replace(id, replaced)? { Ok(items) } else { Err(unknown()) }
+    if shelf.replace(id, replaced)? { Ok(items) } else { Err(unknown()) }
 }

@@ -188,11 +188,11 @@ pub fn list(
 }
 
 /// One letter, with its payload where that is wanted.
-pub fn show(log: &Shelf, id: u64, with_payload: bool) -> Result<Option<Entry>, LetterError> {
-    let Some(letter) = log.read(id)? else { return Ok(None) };
+pub fn show(shelf: &Shelf, id: u64, with_payload: bool) -> Result<Option<Entry>, LetterError> {
+    let Some(letter) = shelf.read(id)? else { return Ok(None) };
     let mut entry = Entry::new(&letter.row, describe(&letter.description), letter.note.as_deref());
     if with_payload {
-        let read = if log.is_malformed(id) { None } else { payload_json(&letter).ok() };
+        let read = if shelf.is_malformed(id) { None } else { payload_json(&letter).ok() };
         entry.payload = Some(match read.map(|text| serde_json::from_slice(&text)) {
             Some(Ok(value)) => value,
             Some(Err(_)) | None => as_it_is(&letter),

@@ -88,11 +88,10 @@ pub fn letters(shelf: &Shelf, after: Option<u64>) -> impl Iterator<Item = Locate
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Debug;
-    use std::io::{self, IoSlice};
+    use std::io::IoSlice;
     use std::path::Path;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::Ordering;
 
     use bytes::Bytes;
 
@@ -100,71 +99,15 @@ mod tests {
     use crate::dlq::listing::{format_id, list};
     use crate::dlq::{Listed, Reason};
     use crate::otlp::Signal;
+    use crate::storage::counting::CountingDisk;
     use crate::storage::dead_letters::NewLetter;
-    use crate::storage::disk::{DirEntry, DiskFile, DiskSpace};
     use crate::storage::{Disk, RealDisk};
-
-    /// A disk that counts what is read of its files.
-    #[derive(Clone, Debug, Default)]
-    struct Counting(Arc<AtomicU64>);
-
-    #[derive(Debug)]
-    struct CountingFile(Arc<dyn DiskFile>, Arc<AtomicU64>);
-
-    impl DiskFile for CountingFile {
-        fn write_all_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
-            self.0.write_all_at(parts, offset)
-        }
-        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-            self.1.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-            self.0.read_at(buffer, offset)
-        }
-        fn sync_data(&self) -> io::Result<()> {
-            self.0.sync_data()
-        }
-        fn set_len(&self, len: u64) -> io::Result<()> {
-            self.0.set_len(len)
-        }
-        fn size(&self) -> io::Result<u64> {
-            self.0.size()
-        }
-    }
-
-    impl Disk for Counting {
-        fn create(&self, path: &Path, allocate_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-            Ok(Arc::new(CountingFile(RealDisk.create(path, allocate_bytes)?, Arc::clone(&self.0))))
-        }
-        fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            Ok(Arc::new(CountingFile(RealDisk.open(path)?, Arc::clone(&self.0))))
-        }
-        fn create_dir(&self, path: &Path) -> io::Result<()> {
-            RealDisk.create_dir(path)
-        }
-        fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-            RealDisk.list(dir)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            RealDisk.rename(from, to)
-        }
-        fn remove(&self, path: &Path) -> io::Result<()> {
-            RealDisk.remove(path)
-        }
-        fn sync_dir(&self, path: &Path) -> io::Result<()> {
-            RealDisk.sync_dir(path)
-        }
-        fn space(&self, path: &Path) -> io::Result<DiskSpace> {
-            RealDisk.space(path)
-        }
-        fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
-            RealDisk.lock(path)
-        }
-    }
 
     const PAYLOAD_BYTES: usize = 20_000;
 
     /// 2,500 letters, every tenth of them expired, and three that were malformed.
-    fn shelf(dir: &Path) -> (Shelf, Counting, Vec<u64>) {
-        let counting = Counting::default();
+    fn shelf(dir: &Path) -> (Shelf, CountingDisk, Vec<u64>) {
+        let counting = CountingDisk::default();
         let disk: Arc<dyn Disk> = Arc::new(counting.clone());
         let (shelf, _) = Shelf::open(&disk, dir, 128 << 20, None).expect("opens");
         let letter = |number: usize, reason| {
@@ -185,7 +128,7 @@ mod tests {
         let (mut ids, _) = shelf.parked().append(letters).expect("kept");
         let malformed = (0..3).map(|number| letter(number, Reason::Malformed)).collect();
         ids.extend(shelf.ring().append(malformed).expect("kept").0);
-        counting.0.store(0, Ordering::Relaxed);
+        counting.read_bytes.store(0, Ordering::Relaxed);
         (shelf, counting, ids)
     }
 
@@ -235,7 +178,7 @@ mod tests {
     fn a_list_reads_descriptions_and_no_payload_and_nothing_that_lies_before_its_page() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (shelf, counting, ids) = shelf(dir.path());
-        let read = || counting.0.swap(0, Ordering::Relaxed);
+        let read = || counting.read_bytes.swap(0, Ordering::Relaxed);
         list(&shelf, &of(Reason::Expired), None, 1000, true).map(drop).expect("read");
         let whole = read();
         let letters = ids.len() as u64;

@@ -103,7 +103,7 @@ impl Lease {
     /// Everything in it was given up while it waited.
     pub fn settle_empty(self) {
         debug_assert_eq!(self.weight.records, 0);
-        self.settle(Settled::by_delivery());
+        self.settle(Settled::of_nothing());
     }
 
     pub fn records(&self) -> &[Record] {

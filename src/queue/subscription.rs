@@ -39,6 +39,11 @@ impl Settled {
         Settled { others: Fates::default(), rest: Fate::Delivered }
     }
 
+    /// There is nothing in it: numbers never used, records lost to damage or given up meanwhile, all counted elsewhere.
+    pub(super) fn of_nothing() -> Settled {
+        Settled::by_delivery()
+    }
+
     /// They are on disk as dead letters, or were given up for want of room there.
     pub fn by_dead_letters(_durable: Durable, fate: Fate) -> Settled {
         Settled { others: Fates::default(), rest: fate }
@@ -341,7 +346,7 @@ impl Subscription {
                 self.changed.notify_waiters();
             }
             if records.is_empty() {
-                lease.settle(Settled::by_delivery());
+                lease.settle(Settled::of_nothing());
                 return Ok(None);
             }
             lease.fill(records);
@@ -368,7 +373,7 @@ impl Subscription {
         drop(position);
         if lease.records().is_empty() {
             // Numbers never used, or records lost to damage, which the log has reported.
-            lease.settle(Settled::by_delivery());
+            lease.settle(Settled::of_nothing());
             return Ok(None);
         }
         Ok(Some(lease))

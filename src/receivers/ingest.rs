@@ -126,13 +126,13 @@ impl Ingest {
         let Arrival { client, content, encoding, body, permit } = arrival;
         let started = Instant::now();
         let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
-        let kept = self.captures.as_ref().map(|captures| (captures, body.clone()));
+        let kept = self.captures.as_ref().map(|_| body.clone());
         let checked = match self.check(signal, content, encoding, body, permit, limit).await {
             Ok(checked) => checked,
             Err(rejection) => {
                 self.count(signal, &rejection);
-                if let (Rejection::Malformed(flaw), Some((captures, body))) = (&rejection, kept) {
-                    self.capture(captures, signal, encoding, flaw, body, client);
+                if let (Rejection::Malformed(flaw), Some(body)) = (&rejection, kept) {
+                    self.capture(signal, encoding, flaw, body, client);
                 }
                 return Err(rejection);
             }
@@ -162,17 +162,12 @@ impl Ingest {
         }
     }
 
-    /// Keeps a copy of what could not be decoded, if there is memory for it.
-    fn capture(
-        &self,
-        captures: &Captures,
-        signal: Signal,
-        encoding: WireEncoding,
-        flaw: &Flaw,
-        body: Bytes,
-        client: Client<'_>,
-    ) {
-        let Some(permit) = self.budget.try_reserve(body.len() as u64) else { return };
+    /// Keeps a copy of what could not be decoded, if that is wanted and there is memory for it.
+    pub fn capture(&self, signal: Signal, encoding: WireEncoding, flaw: &Flaw, body: Bytes, client: Client<'_>) {
+        let Some(captures) = &self.captures else { return };
+        let Some(permit) = self.budget.try_reserve(body.len() as u64) else {
+            return captures.skip();
+        };
         let encoding = match encoding {
             WireEncoding::Stored(encoding) => encoding,
             // As bytes; the header says what they are.

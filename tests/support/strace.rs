@@ -3,30 +3,38 @@
 //! A thread stands still while strace notes that it enters or leaves a call, so what one thread does because of what
 //! another has done stands behind it in the file.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Calls that move bytes or make them durable, and `close`, because descriptors are used again.
-const CALLS: &str = "trace=network,read,readv,write,writev,pwrite64,pwritev,pwritev2,fdatasync,fsync,close";
+const TOKEN: &[u8] = b"token-";
+const TOKEN_DIGITS: usize = 6;
 
-/// Calls that make, rename, remove and sync files, and what tells when: writes.
-const FILE_CALLS: &str = "trace=openat,creat,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto,sendmsg,\
-                          pwrite64,pwritev,pwritev2,fdatasync,fsync,close";
+/// Names of spans, to be found again in whatever the process reads and writes.
+pub type Tokens = BTreeSet<String>;
+
+pub fn token(n: usize) -> String {
+    format!("token-{n:06}")
+}
+
+/// The tokens that stand whole in `bytes`.
+pub fn tokens(bytes: &[u8]) -> Tokens {
+    let len = TOKEN.len() + TOKEN_DIGITS;
+    let whole = |window: &&[u8]| window.starts_with(TOKEN) && window[TOKEN.len()..].iter().all(u8::is_ascii_digit);
+    bytes.windows(len).filter(whole).map(|window| String::from_utf8_lossy(window).into_owned()).collect()
+}
+
+/// Calls that move bytes or make them durable, and `close`, because descriptors are used again.
+const MOVING_BYTES: &str = "trace=network,read,readv,write,writev,pwrite64,pwritev,pwritev2,fdatasync,fsync,close";
+/// Calls that give files their names and take them away; those with `?` are not on every architecture.
+const NAMING_FILES: &str = "?open,openat,?mkdir,mkdirat,?rename,?renameat,renameat2,?unlink,unlinkat,sync_file_range";
 
 /// The words that go before the traced command; the process has its own pid, strace is nobody's child.
 pub fn wrapper(trace: &Path) -> Vec<String> {
-    words(trace, CALLS, "1000000")
-}
-
-/// The same for what becomes of files.
-pub fn file_wrapper(trace: &Path) -> Vec<String> {
-    words(trace, FILE_CALLS, "4096")
-}
-
-fn words(trace: &Path, calls: &str, string_len: &str) -> Vec<String> {
-    let trace = trace.display().to_string();
-    ["strace", "-D", "-f", "-v", "-y", "-xx", "-s", string_len, "-e", calls, "-o", &trace].map(str::to_owned).to_vec()
+    let (trace, calls) = (trace.display().to_string(), format!("{MOVING_BYTES},{NAMING_FILES}"));
+    ["strace", "-D", "-f", "-v", "-y", "-xx", "-s", "1000000", "-e", &calls, "-o", &trace].map(str::to_owned).to_vec()
 }
 
 /// Whether strace is installed and may trace here.
@@ -47,34 +55,32 @@ pub enum Moment {
 }
 
 /// One end of one system call.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Event {
     pub thread: u32,
     pub call: String,
     pub moment: Moment,
+    /// The first argument, where it is one.
     pub fd: i32,
-    /// What stands behind the descriptor.
-    pub path: String,
-    /// What the call moves; of a call that reads, known when it leaves.
-    pub bytes: Vec<u8>,
-    /// Each string among its arguments by itself, such as the names of files.
+    /// What the call moves, or the paths it names; of a call that reads, known when it leaves.
     pub strings: Vec<Vec<u8>>,
-    /// All arguments and the result, as they stand there.
-    pub text: String,
+    /// It opens a file, and makes it if it is not there.
+    pub creates: bool,
     pub line: usize,
+}
+
+impl Event {
+    pub fn bytes(&self) -> Vec<u8> {
+        self.strings.concat()
+    }
+
+    pub fn path(&self, index: usize) -> PathBuf {
+        PathBuf::from(OsString::from_vec(self.strings.get(index).cloned().unwrap_or_default()))
+    }
 }
 
 /// Every event in order. Lines about signals and exits are none.
 pub fn events(lines: &[String]) -> Result<Vec<Event>, String> {
-    read(lines, false)
-}
-
-/// The same where long strings were cut short.
-pub fn file_events(lines: &[String]) -> Result<Vec<Event>, String> {
-    read(lines, true)
-}
-
-fn read(lines: &[String], may_be_cut: bool) -> Result<Vec<Event>, String> {
     let mut unfinished: HashMap<u32, String> = HashMap::new();
     let mut events = Vec::new();
     for (index, line) in lines.iter().enumerate() {
@@ -98,19 +104,11 @@ fn read(lines: &[String], may_be_cut: bool) -> Result<Vec<Event>, String> {
         // `exit` and calls that fail before they have a descriptor are of no interest.
         let digits = arguments.find(|c: char| !c.is_ascii_digit()).unwrap_or(arguments.len());
         let fd = arguments[..digits].parse().unwrap_or(-1);
-        let path = arguments[digits..].strip_prefix('<').and_then(|rest| rest.split('>').next()).unwrap_or_default();
-        let path = String::from_utf8_lossy(&unescaped(path).unwrap_or_default()).into_owned();
-        let strings = strings(arguments, may_be_cut).ok_or_else(|| wrong("a string that was cut"))?;
-        let event = |moment| Event {
-            thread,
-            call: call.to_owned(),
-            moment,
-            fd,
-            path: path.clone(),
-            bytes: strings.concat(),
-            strings: strings.clone(),
-            text: arguments.to_owned(),
-            line: index + 1,
+        let strings = strings(arguments).ok_or_else(|| wrong("a string that was cut"))?;
+        let creates = call.starts_with("open") && arguments.contains("O_CREAT");
+        let event = |moment| {
+            let (call, strings, line) = (call.to_owned(), strings.clone(), index + 1);
+            Event { thread, call, moment, fd, strings, creates, line }
         };
         if enters_here {
             events.push(event(Moment::Enters));
@@ -119,6 +117,7 @@ fn read(lines: &[String], may_be_cut: bool) -> Result<Vec<Event>, String> {
             unfinished.insert(thread, text);
         } else {
             let result = text.rsplit_once(" = ").map_or("?", |(_, result)| result);
+            // A descriptor is followed by its path in `<>`.
             let result = result.split([' ', '<']).next().unwrap_or("?");
             // `?`: the process ended in the middle.
             events.push(event(Moment::Leaves(result.parse().unwrap_or(-1))));
@@ -127,22 +126,28 @@ fn read(lines: &[String], may_be_cut: bool) -> Result<Vec<Event>, String> {
     Ok(events)
 }
 
-/// All quoted strings; None when one was cut short and must not be.
-fn strings(arguments: &str, may_be_cut: bool) -> Option<Vec<Vec<u8>>> {
+/// All quoted strings; None when one was cut short. Each byte is written as `\x00`.
+fn strings(arguments: &str) -> Option<Vec<Vec<u8>>> {
+    let mut strings = Vec::new();
     let mut parts = arguments.split('"');
     parts.next();
-    let mut strings = Vec::new();
     while let Some(quoted) = parts.next() {
-        strings.push(unescaped(quoted)?);
-        let is_cut = parts.next()?.starts_with("...");
-        if is_cut && !may_be_cut {
+        let pairs = quoted.split("\\x").skip(1);
+        strings.push(pairs.map(|pair| u8::from_str_radix(pair, 16).ok()).collect::<Option<Vec<u8>>>()?);
+        if parts.next()?.starts_with("...") {
             return None;
         }
     }
     Some(strings)
 }
 
-/// Bytes that are written as `\x00` each.
-fn unescaped(text: &str) -> Option<Vec<u8>> {
-    text.split("\\x").skip(1).map(|pair| u8::from_str_radix(pair, 16).ok()).collect()
+/// The whole trace of a process that has ended; strace notes that a moment later.
+pub async fn finished(trace: &Path, pid: u32) -> Vec<String> {
+    let mut text = String::new();
+    super::eventually("the trace is whole", async || {
+        text = std::fs::read_to_string(trace).expect("readable");
+        text.lines().any(|line| line.starts_with(&format!("{pid} ")) && line.ends_with("+++ exited with 0 +++"))
+    })
+    .await;
+    text.lines().map(str::to_owned).collect()
 }

@@ -234,6 +234,7 @@ fn config(protocol: Protocol, compression: Compression, dedup: Dedup, beside: &[
             "  {exporter}/{name}: {{endpoint: 'http://127.0.0.1:{port}', compression: {compression}}}\n"
         ));
     }
+    let declared = if dedup == Dedup::Span { "processors: {dedup: }\n" } else { "" };
     let processors = if dedup == Dedup::Span { "dedup" } else { "" };
     format!(
         "receivers:
@@ -245,9 +246,7 @@ exporters:
   {exporter}:
     endpoint: 'http://127.0.0.1:{sink}'
     compression: {compression}
-{neighbours}processors:
-  dedup:
-forebay:
+{neighbours}{declared}forebay:
   dedup: {{requests: [{requests}]}}
 extensions:
   health_check: {{endpoint: '127.0.0.1:{health}'}}

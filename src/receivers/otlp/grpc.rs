@@ -121,10 +121,10 @@ impl Grpc {
         let peer = serve::peer(&request);
         let (parts, body) = request.into_parts();
         let mut reader = BodyReader::new(body, self.limits, &self.ingest.budget);
-        let message = self.read(signal, encoding, &mut reader).await;
+        let client = Client { peer, headers: &parts.headers };
+        let message = self.read(signal, encoding, client, &mut reader).await;
         let (encoding, body, permit) = message.inspect_err(|rejection| self.ingest.count(signal, rejection))?;
         let encoding = WireEncoding::Stored(encoding);
-        let client = Client { peer, headers: &parts.headers };
         let arrival = Arrival { client, content: Content::Protobuf, encoding, body, permit };
         Ok(self.ingest.accept(signal, arrival, self.message_bytes_max()).await?)
     }
@@ -138,6 +138,7 @@ impl Grpc {
         &self,
         signal: Signal,
         encoding: Encoding,
+        client: Client<'_>,
         reader: &mut BodyReader<Body>,
     ) -> Result<(Encoding, Bytes, Permit), Rejection> {
         let prefix = reader.take(PREFIX_LEN).await?;
@@ -160,8 +161,9 @@ impl Grpc {
         self.ingest.admit(signal, u64::from(len))?;
         let (body, permit) = reader.finish().await?;
         if body.len() as u64 != u64::from(len) {
-            let message = format!("the message should have {len} bytes and has {}", body.len());
-            return Err(Rejection::Malformed(message.into()));
+            let flaw = Flaw::from(format!("the message should have {len} bytes and has {}", body.len()));
+            self.ingest.capture(signal, WireEncoding::Stored(encoding), &flaw, body, client);
+            return Err(Rejection::Malformed(flaw));
         }
         Ok((encoding, body, permit))
     }

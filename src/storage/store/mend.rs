@@ -1,7 +1,7 @@
 //! What people may do to a data directory that no process uses: check and mend all of it, and forget parts of it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
@@ -35,22 +35,28 @@ impl Catalog for Distrusted {
     }
 }
 
-/// Copies what the disk cannot read as a whole, queues and dead letters.
-fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Vec<Salvaged>, StoreError> {
-    let _lock = super::lock(disk, dir)?;
-    super::format::check(disk, dir)?;
+fn dead_letter_dirs(dir: &Path) -> Vec<PathBuf> {
+    vec![dir.join("dlq"), dir.join("dlq/invalid")]
+}
+
+fn queue_dirs(disk: &dyn Disk, dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let queues_dir = dir.join("queues");
-    let mut dirs = vec![dir.join("dlq"), dir.join("dlq/invalid")];
     match disk.list(&queues_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         listed => {
             let entries = listed.map_err(StoreError::io("list", &queues_dir))?;
-            dirs.extend(entries.iter().filter(|entry| entry.is_dir).map(|entry| queues_dir.join(&entry.name)));
+            Ok(entries.iter().filter(|entry| entry.is_dir).map(|entry| queues_dir.join(&entry.name)).collect())
         }
     }
+}
+
+/// Copies what the disk cannot read as a whole in these directories of segments.
+fn salvage(disk: &dyn Disk, dir: &Path, segment_dirs: &[PathBuf]) -> Result<Vec<Salvaged>, StoreError> {
+    let _lock = super::lock(disk, dir)?;
+    super::format::check(disk, dir)?;
     let mut salvaged = Vec::new();
-    for dir in dirs {
-        salvaged.extend(salvage::segments(disk, &dir).map_err(StoreError::io("copy what can be read in", &dir))?);
+    for dir in segment_dirs {
+        salvaged.extend(salvage::segments(disk, dir).map_err(StoreError::io("copy what can be read in", dir))?);
     }
     Ok(salvaged)
 }
@@ -63,12 +69,22 @@ impl Store {
         dir: &Path,
         observer: Arc<dyn Observer>,
     ) -> Result<(Store, OpenReport), StoreError> {
-        let open_catalog = Box::new(|path: &Path| {
-            SledCatalog::open(path).map(|catalog| Box::new(Distrusted(catalog)) as Box<dyn Catalog>)
-        });
-        let salvaged = salvage(disk.as_ref(), dir)?;
-        let (store, mut report) =
-            Store::open_with(disk, dir, &Options::default(), observer, open_catalog, Drive::Threads)?;
+        let open = || {
+            let open_catalog = Box::new(|path: &Path| {
+                SledCatalog::open(path).map(|catalog| Box::new(Distrusted(catalog)) as Box<dyn Catalog>)
+            });
+            let (disk, observer) = (Arc::clone(&disk), Arc::clone(&observer));
+            Store::open_with(disk, dir, &Options::default(), observer, open_catalog, Drive::Threads)
+        };
+        let mut salvaged = salvage(disk.as_ref(), dir, &dead_letter_dirs(dir))?;
+        let (store, mut report) = match open() {
+            // It has read everything that it could.
+            Err(StoreError::Io { .. }) => {
+                salvaged.extend(salvage(disk.as_ref(), dir, &queue_dirs(disk.as_ref(), dir)?)?);
+                open()?
+            }
+            opened => opened?,
+        };
         report.salvaged = salvaged;
         Ok((store, report))
     }

@@ -1,81 +1,12 @@
 //! What an opening costs: bytes read, not time.
 
-use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::storage::disk::{DirEntry, DiskSpace};
+use crate::storage::counting::CountingDisk;
 
 const LARGE_SEGMENT_BYTES: u64 = 256 << 10;
 const SEGMENTS: u64 = 32;
-
-/// The real disk, and how many bytes were read from it.
-#[derive(Debug, Default)]
-struct CountingDisk {
-    read_bytes: Arc<AtomicU64>,
-}
-
-#[derive(Debug)]
-struct CountingFile {
-    inner: Arc<dyn DiskFile>,
-    read_bytes: Arc<AtomicU64>,
-}
-
-impl DiskFile for CountingFile {
-    fn write_all_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
-        self.inner.write_all_at(parts, offset)
-    }
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let read = self.inner.read_at(buffer, offset)?;
-        self.read_bytes.fetch_add(read as u64, Ordering::SeqCst);
-        Ok(read)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.inner.sync_data()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.inner.set_len(len)
-    }
-    fn size(&self) -> io::Result<u64> {
-        self.inner.size()
-    }
-}
-
-impl CountingDisk {
-    fn wrap(&self, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(CountingFile { inner, read_bytes: Arc::clone(&self.read_bytes) })
-    }
-}
-
-impl Disk for CountingDisk {
-    fn create(&self, path: &Path, allocate_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(RealDisk.create(path, allocate_bytes)?))
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(RealDisk.open(path)?))
-    }
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.create_dir(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        RealDisk.list(dir)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove(path)
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.sync_dir(path)
-    }
-    fn space(&self, path: &Path) -> io::Result<DiskSpace> {
-        RealDisk.space(path)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn std::fmt::Debug + Send + Sync>> {
-        RealDisk.lock(path)
-    }
-}
 
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("created");
