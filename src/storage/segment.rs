@@ -18,8 +18,9 @@ pub const RECORDS_START: u64 = 2 * HEADER_PAGE_LEN;
 pub const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"FOREBAYS";
 const HEADER_USED_LEN: usize = 60;
-/// Bytes read at once while scanning.
-const SCAN_CHUNK_LEN: usize = 1 << 20;
+/// Bytes read at once while scanning. A longer record is read alone: others in the same memory would keep it when it is
+/// settled, and a chunk that ends inside a record is read twice.
+const CHUNK_LEN: usize = 64 << 10;
 
 /// What identifies one life of a segment file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,12 +157,11 @@ impl Window {
         {
             return Ok(self.bytes.slice(at..at + len));
         }
-        let mut chunk = vec![0; len.max(SCAN_CHUNK_LEN)];
-        let read = self.file.read_at(&mut chunk, offset)?;
-        chunk.truncate(read);
+        // With the next header behind a long record, the next read is of one whole record again.
+        let wanted = if len > CHUNK_LEN { len + HEADER_LEN } else { CHUNK_LEN };
+        self.bytes = Bytes::from(self.file.read(wanted, offset)?);
         self.start = offset;
-        self.bytes = Bytes::from(chunk);
-        Ok(self.bytes.slice(..len.min(read)))
+        Ok(self.bytes.slice(..len.min(self.bytes.len())))
     }
 }
 
@@ -227,7 +227,7 @@ impl Scanner {
     /// The first record boundary from `at` on that begins with a record's magic number.
     fn find_magic(&mut self, mut at: u64) -> io::Result<Option<u64>> {
         while at + HEADER_LEN as u64 <= self.end {
-            let chunk = self.window.get(at, SCAN_CHUNK_LEN.min((self.end - at) as usize))?;
+            let chunk = self.window.get(at, CHUNK_LEN.min((self.end - at) as usize))?;
             if let Some(index) = chunk.chunks_exact(ALIGN as usize).position(|word| word[..4] == record::MAGIC) {
                 return Ok(Some(at + index as u64 * ALIGN));
             }
