@@ -15,13 +15,14 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
+
+from free_ports import free_ports
 
 OPEN_SECONDS_MAX = 1.0
 DRAIN_MIB_MAX = 128
@@ -41,15 +42,7 @@ root = pathlib.Path(tempfile.mkdtemp(prefix="backlog-", dir=arguments.data_root)
 processes = []
 
 
-def ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return found
-
-
-http, health, metrics, sink_http, sink_grpc = ports(5)
+http, health, metrics, sink_http, sink_grpc = free_ports(5)
 memory = f"memory: {{limit: {arguments.memory_limit}}}, " if arguments.memory_limit else ""
 config = root / "forebay.yaml"
 config.write_text(f"""

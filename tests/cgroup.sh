@@ -28,12 +28,7 @@ finish() {
 }
 trap finish EXIT
 
-read -r http_port health_port < <(python3 - <<'PY'
-import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-print(*(s.getsockname()[1] for s in sockets))
-PY
-)
+read -r http_port health_port < <(tests/free_ports.py 2)
 cat >"$dir/forebay.yaml" <<YAML
 receivers:
   otlp: {protocols: {http: {endpoint: 127.0.0.1:$http_port}}}

@@ -84,14 +84,14 @@ async fn kill_9_at_any_moment_loses_nothing_acknowledged() {
         })
         .collect();
     for _ in 0..kills {
-        let forebay = bench.start();
+        let mut forebay = bench.start();
         forebay.ready(&client).await;
         let before = ledger.acknowledged.lock().len();
         eventually("something is acknowledged", async || ledger.acknowledged.lock().len() > before).await;
         tokio::time::sleep(Duration::from_millis(random.u64(0..150))).await;
         forebay.kill();
     }
-    let forebay = bench.start();
+    let mut forebay = bench.start();
     forebay.ready(&client).await;
     stop.store(true, Ordering::SeqCst);
     for task in clients {
@@ -137,7 +137,7 @@ async fn the_harness_catches_a_disk_that_loses_what_was_synced() {
     let bench = bench(dead_port);
     let client = client();
     let ledger = Arc::new(Ledger::default());
-    let forebay = bench.start();
+    let mut forebay = bench.start();
     forebay.ready(&client).await;
     let stop = Arc::new(AtomicBool::new(false));
     let loading = tokio::spawn(load(
@@ -156,7 +156,7 @@ async fn the_harness_catches_a_disk_that_loses_what_was_synced() {
     let text = std::fs::read_to_string(&bench.config).expect("readable");
     let text = text.replace(&format!("http://127.0.0.1:{dead_port}"), &format!("http://{address}"));
     std::fs::write(&bench.config, text).expect("written");
-    let forebay = bench.start();
+    let mut forebay = bench.start();
     forebay.ready(&client).await;
     assert_eq!(forebay.stop().await, 0);
     let verdict = check(&ledger, &sink.taken.lock());

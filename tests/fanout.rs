@@ -53,7 +53,7 @@ async fn one_stored_copy_a_bounded_disk_and_an_unaffected_neighbour_past_the_cap
          pipelines:\n    traces: {{receivers: [otlp], exporters: [otlp_http/dead, otlp_http/slow, otlp_http/fine]}}\n"
     );
     std::fs::write(&config, text).expect("configuration written");
-    let forebay = Forebay::start(&config, &dir.path().join("data"), health_port, &log);
+    let mut forebay = Forebay::start(&config, &dir.path().join("data"), health_port, &log);
     let client = client();
     forebay.ready(&client).await;
     let ledger = Arc::new(Ledger::default());

@@ -145,7 +145,7 @@ async fn a_full_disk_refuses_before_the_first_failed_write_drains_and_recovers_w
     };
     let (sink, address) = Sink::start().await;
     sink.fail_every.store(1, Ordering::SeqCst);
-    let bench = bench(&namespace, address.port(), 60);
+    let mut bench = bench(&namespace, address.port(), 60);
     let client = client();
     bench.forebay.ready(&client).await;
     let ledger = Arc::new(Ledger::default());
@@ -252,7 +252,7 @@ async fn the_cap_holds_to_within_one_segment_with_everything_in_the_data_directo
     };
     let (sink, address) = Sink::start().await;
     sink.fail_every.store(1, Ordering::SeqCst);
-    let bench = bench(&namespace, address.port(), MAX_SIZE_MIB);
+    let mut bench = bench(&namespace, address.port(), MAX_SIZE_MIB);
     let client = client();
     bench.forebay.ready(&client).await;
     let ledger = Arc::new(Ledger::default());

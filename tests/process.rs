@@ -51,7 +51,7 @@ async fn an_agent_that_flushes_two_seconds_after_sigterm_loses_nothing_with_ling
     let (sink, address) = Sink::start().await;
     let bench = bench(address.port(), "{linger: 5s, deadline: 20s}");
     let client = client();
-    let forebay = bench.start();
+    let mut forebay = bench.start();
     forebay.ready(&client).await;
     assert!(bench.send(&client, "before").await);
     forebay.signal("-TERM");
@@ -70,7 +70,7 @@ async fn what_a_dead_destination_leaves_behind_is_kept_and_sent_after_the_next_s
     let [dead_port] = free_ports();
     let bench = bench(dead_port, "{deadline: 50s}");
     let client = client();
-    let forebay = bench.start();
+    let mut forebay = bench.start();
     forebay.ready(&client).await;
     for n in 0..10 {
         assert!(bench.send(&client, &format!("span-{n}")).await);
@@ -82,7 +82,7 @@ async fn what_a_dead_destination_leaves_behind_is_kept_and_sent_after_the_next_s
     let config = bench.dir.path().join("forebay.yaml");
     let text = std::fs::read_to_string(&config).expect("readable");
     std::fs::write(&config, text.replace(&dead_port.to_string(), &address.port().to_string())).expect("written");
-    let forebay = bench.start();
+    let mut forebay = bench.start();
     forebay.ready(&client).await;
     eventually("all ten arrive", async || sink.taken.lock().len() == 10).await;
     assert_eq!(forebay.stop().await, 0);
@@ -109,7 +109,7 @@ async fn a_second_signal_exits_at_once_and_loses_nothing() {
     .await;
     assert_eq!(code, Some(130));
     sink.fail_every.store(0, Ordering::SeqCst);
-    let forebay = bench.start();
+    let mut forebay = bench.start();
     forebay.ready(&client).await;
     eventually("it is delivered after the restart", async || sink.taken.lock().contains_key("one")).await;
     // Not stopped: that would linger for half a minute.
@@ -134,7 +134,7 @@ async fn bad_starts_name_the_object_and_the_remedy() {
     let (_sink, address) = Sink::start().await;
     let first = bench(address.port(), "{deadline: 10s}");
     let client = client();
-    let forebay = first.start();
+    let mut forebay = first.start();
     forebay.ready(&client).await;
 
     // The same ports.
@@ -164,4 +164,25 @@ async fn bad_starts_name_the_object_and_the_remedy() {
     assert!(code == 78 && said.contains("/nonexistent/forebay.yaml"), "{said}");
     assert!(!said.contains("panicked"), "{said}");
     assert_eq!(forebay.stop().await, 0);
+}
+
+/// A port that the kernel gave away between a choice and a start, or while a process was down, failed a run of these tests.
+#[test]
+fn a_port_is_given_out_once_and_never_by_the_kernel() {
+    let mut given: Vec<u16> = (0..100).flat_map(|_| free_ports::<3>()).collect();
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("the kernel's range");
+    let lowest: u16 = range.split_whitespace().next().and_then(|port| port.parse().ok()).expect("a port");
+    assert!(given.iter().all(|port| *port < lowest), "{range}");
+    given.sort_unstable();
+    given.dedup();
+    assert_eq!(given.len(), 300);
+}
+
+#[tokio::test]
+#[should_panic(expected = "instead of getting ready")]
+async fn a_start_that_fails_is_told_from_a_slow_one() {
+    let [dead_port] = free_ports();
+    let bench = bench(dead_port, "{}");
+    std::fs::write(bench.dir.path().join("forebay.yaml"), "receivers: 7").expect("configuration written");
+    bench.start().ready(&client()).await;
 }

@@ -40,12 +40,7 @@ if [[ -z $forebay ]]; then
   forebay=${CARGO_TARGET_DIR:-target}/debug/forebay
 fi
 
-read -r http grpc health metrics dead < <(python3 - <<'PY'
-import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
-print(*(one.getsockname()[1] for one in sockets))
-PY
-)
+read -r http grpc health metrics dead < <(tests/free_ports.py 5)
 cat >"$dir/forebay.yaml" <<YAML
 receivers:
   otlp: {protocols: {http: {endpoint: "127.0.0.1:$http"}, grpc: {endpoint: "127.0.0.1:$grpc"}}}

@@ -186,7 +186,7 @@ async fn trace() -> (Vec<String>, Tokens) {
     let wrapper = strace::wrapper(&trace);
     let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     let log = dir.path().join("forebay.log");
-    let forebay = Forebay::start_under(&wrapper, &config, &dir.path().join("data"), health_port, &log);
+    let mut forebay = Forebay::start_under(&wrapper, &config, &dir.path().join("data"), health_port, &log);
     let pid = forebay.pid();
     forebay.ready(&client()).await;
     let acknowledged = Arc::new(Mutex::new(Tokens::new()));

@@ -70,8 +70,9 @@ pub trait Disk: Send + Sync + Debug {
 #[derive(Debug, Default)]
 pub struct RealDisk;
 
+/// A file of the operating system's.
 #[derive(Debug)]
-struct RealFile(File);
+pub(super) struct RealFile(pub(super) File);
 
 impl DiskFile for RealFile {
     fn write_all_at(&self, parts: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {

@@ -3,19 +3,18 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::disk::DirEntry;
-use super::disk::{Disk, DiskFile, DiskSpace, RealDisk};
+use super::disk::{DirEntry, Disk, DiskFile, DiskSpace, RealDisk, RealFile};
 
 /// Opens files for reading; everything that would change something fails.
 #[derive(Debug, Default)]
 pub struct ReadOnlyDisk;
 
 #[derive(Debug)]
-struct ReadOnlyFile(File);
+struct ReadOnlyFile(RealFile);
 
 fn refused() -> io::Error {
     io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the data directory is only looked at")
@@ -27,16 +26,11 @@ impl DiskFile for ReadOnlyFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
+        self.0.read_at(buffer, offset)
+    }
+
+    fn read(&self, len: usize, offset: u64) -> io::Result<Vec<u8>> {
+        self.0.read(len, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -48,7 +42,7 @@ impl DiskFile for ReadOnlyFile {
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        self.0.size()
     }
 }
 
@@ -58,7 +52,7 @@ impl Disk for ReadOnlyDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(ReadOnlyFile(File::open(path)?)))
+        Ok(Arc::new(ReadOnlyFile(RealFile(File::open(path)?))))
     }
 
     fn create_dir(&self, _path: &Path) -> io::Result<()> {

@@ -70,15 +70,8 @@ node=1 go=1
 install_node >"$run_dir/npm.log" 2>&1 || { node=0 && skipped+=("node: cannot be installed ($run_dir/npm.log)"); }
 install_go >"$run_dir/go.log" 2>&1 || { go=0 && skipped+=("go: cannot be built ($run_dir/go.log)"); }
 
-read -r sink_http sink_grpc http grpc tap_http tap_grpc collector_http collector_grpc health metrics < <(
-  "$work/venv/bin/python" - <<'PORTS'
-import socket
-sockets = [socket.socket() for _ in range(10)]
-for one in sockets:
-    one.bind(("127.0.0.1", 0))
-print(*(one.getsockname()[1] for one in sockets))
-PORTS
-)
+read -r sink_http sink_grpc http grpc tap_http tap_grpc collector_http collector_grpc health metrics \
+  < <("$here/../free_ports.py" 10)
 
 "$work/venv/bin/python" "$here/python/sink.py" "$sink_http" "$sink_grpc" "$run_dir/items.jsonl" \
   >"$run_dir/sink.log" 2>&1 &

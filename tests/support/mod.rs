@@ -4,13 +4,14 @@
 
 pub mod dlq;
 pub mod ledger;
+mod ports;
 pub mod proxy;
 pub mod setup;
 pub mod strace;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,13 +30,9 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use parking_lot::Mutex;
 use prost::Message;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub use ports::free_ports;
 
-/// Ports that were free a moment ago, all different.
-pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners: Vec<TcpListener> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-    std::array::from_fn(|index| listeners[index].local_addr().expect("address").port())
-}
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An HTTP client that gives up in bounded time.
 pub fn client() -> reqwest::Client {
@@ -56,6 +53,7 @@ pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
 pub struct Forebay {
     child: Child,
     pub health_port: u16,
+    log: PathBuf,
 }
 
 impl Forebay {
@@ -77,7 +75,7 @@ impl Forebay {
         log: &Path,
         variables: &[(&str, &str)],
     ) -> Forebay {
-        let log = std::fs::File::options().create(true).append(true).open(log).expect("log file");
+        let stderr = std::fs::File::options().create(true).append(true).open(log).expect("log file");
         let words = [wrapper, &[env!("CARGO_BIN_EXE_forebay")]].concat();
         let mut command = Command::new(words[0]);
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
@@ -95,10 +93,10 @@ impl Forebay {
             .arg(data_dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(stderr)
             .spawn()
             .expect("forebay starts");
-        Forebay { child, health_port }
+        Forebay { child, health_port, log: log.to_owned() }
     }
 
     pub fn pid(&self) -> u32 {
@@ -137,9 +135,17 @@ impl Forebay {
         code.unwrap_or(-1)
     }
 
-    pub async fn ready(&self, client: &reqwest::Client) {
+    /// Waits for it, and says at once what it said itself where it ended instead.
+    pub async fn ready(&mut self, client: &reqwest::Client) {
         let url = format!("http://127.0.0.1:{}/readyz", self.health_port);
-        eventually("ready", async || client.get(&url).send().await.is_ok_and(|r| r.status().is_success())).await;
+        eventually("ready", async || {
+            if let Some(code) = self.has_exited() {
+                let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+                panic!("ended with {code} instead of getting ready: {log}");
+            }
+            client.get(&url).send().await.is_ok_and(|r| r.status().is_success())
+        })
+        .await;
     }
 }
 

@@ -46,7 +46,7 @@ impl Setup {
     pub async fn start_with(&self, client: &reqwest::Client, variables: &[(&str, &str)]) -> Forebay {
         let (dir, config) = (self.dir.path(), self.config());
         let (data, log) = (dir.join("data"), dir.join("log"));
-        let forebay = Forebay::start_with(&[], &config, &data, self.health_port, &log, variables);
+        let mut forebay = Forebay::start_with(&[], &config, &data, self.health_port, &log, variables);
         forebay.ready(client).await;
         forebay
     }

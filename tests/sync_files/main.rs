@@ -35,7 +35,7 @@ async fn trace(dir: &Path) -> (Vec<String>, PathBuf) {
     std::fs::write(&config, text).expect("configuration written");
     let wrapper = strace::wrapper(&trace);
     let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
-    let forebay = Forebay::start_under(&wrapper, &config, &data, health_port, &log);
+    let mut forebay = Forebay::start_under(&wrapper, &config, &data, health_port, &log);
     let (pid, client) = (forebay.pid(), client());
     forebay.ready(&client).await;
     let url = format!("http://127.0.0.1:{http_port}/v1/traces");

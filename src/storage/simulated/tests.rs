@@ -3,7 +3,8 @@
 use std::io::IoSlice;
 
 use super::*;
-use crate::storage::{Disk, DiskFile};
+use crate::storage::read_only::ReadOnlyDisk;
+use crate::storage::{Disk, DiskFile, RealDisk};
 
 fn world(seed: u64) -> Arc<World> {
     World::new(seed, 1 << 20)
@@ -32,6 +33,29 @@ fn fates(prepare: impl Fn(&World, &dyn Disk)) -> BTreeSet<Option<Vec<u8>>> {
             read(world.disk().as_ref(), "/f")
         })
         .collect()
+}
+
+/// Real files read without zeros first, the others by way of `read_at`: one meaning.
+#[test]
+fn a_read_gives_just_the_bytes_asked_for_and_fewer_only_at_the_end_on_every_disk() {
+    let bytes: Vec<u8> = (0..10_000_u32).map(|n| (n % 251) as u8).collect();
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("f");
+    let text = path.to_str().expect("text");
+    let world = world(1);
+    let files = [
+        write(world.disk().as_ref(), "/f", &bytes),
+        write(&RealDisk, text, &bytes),
+        ReadOnlyDisk.open(&path).expect("opened"),
+    ];
+    for (len, offset) in [(0, 0), (1, 0), (7, 3), (4096, 4096), (5000, 5000), (5001, 5000), (9999, 9000), (10, 10_000)]
+    {
+        let expected: Vec<u8> = bytes.iter().skip(offset).take(len).copied().collect();
+        for file in &files {
+            assert_eq!(file.read(len, offset as u64).expect("read"), expected, "{len} at {offset}: {file:?}");
+        }
+    }
+    assert_eq!(files.map(|file| file.read(64, 20_000).expect("read").len()), [0; 3], "past the end");
 }
 
 #[test]
