@@ -76,6 +76,7 @@ pub fn run(plan: Plan, data_dir: PathBuf) -> Result<(), Error> {
         LogEncoding::Json => telemetry::LogEncoding::Json,
     };
     telemetry::init_logs(plan.telemetry.log_level, encoding);
+    limits::refuse_huge_pages();
     runtime()?.block_on(start(plan, data_dir))
 }
 

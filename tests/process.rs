@@ -166,6 +166,17 @@ async fn bad_starts_name_the_object_and_the_remedy() {
     assert_eq!(forebay.stop().await, 0);
 }
 
+#[tokio::test]
+async fn the_running_process_takes_no_huge_pages() {
+    let [dead_port] = free_ports();
+    let bench = bench(dead_port, "{}");
+    let mut forebay = bench.start();
+    forebay.ready(&client()).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", forebay.pid())).expect("its status");
+    assert!(status.lines().any(|line| line.split_whitespace().eq(["THP_enabled:", "0"])), "{status}");
+    assert_eq!(forebay.stop().await, 0);
+}
+
 /// A port that the kernel gave away between a choice and a start, or while a process was down, failed a run of these tests.
 #[test]
 fn a_port_is_given_out_once_and_never_by_the_kernel() {

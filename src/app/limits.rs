@@ -36,6 +36,15 @@ impl Memory {
     }
 }
 
+/// Huge pages of which a few bytes are used would double what a small process takes, and make it no faster
+/// (docs/performance.md). The allocator is built to ask for none; where the machine hands them to everyone, they are
+/// turned down here.
+pub fn refuse_huge_pages() {
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "failed to turn transparent huge pages down; more memory may be resident");
+    }
+}
+
 fn detected() -> u64 {
     match [cgroup_v2(), cgroup_v1()].into_iter().flatten().min() {
         Some(limit) if limit < machine().unwrap_or(u64::MAX) => limit / 100 * DATA_SHARE_PERCENT,
