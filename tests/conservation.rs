@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use support::dlq;
 use support::ledger::{self, Ledger};
 use support::setup::Setup;
 use support::{Sink, client, eventually, request};
@@ -197,5 +198,35 @@ async fn what_gives_way_at_the_cap_is_counted_as_dropped() {
     let expected = Account::of(300, &[("delivered", taken), ("queue_full", 300 - taken)]);
     assert_eq!(account, expected);
     assert!(taken <= 110, "{taken}");
+    assert_eq!(forebay.stop().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_gives_way_at_the_cap_is_parked_where_that_is_wanted_and_a_replay_delivers_it() {
+    let (sink, address) = Sink::start().await;
+    sink.refuse_with.store(503, Ordering::SeqCst);
+    let limit = ", sizer: items, queue_size: 100";
+    let setup = setup(&address.to_string(), limit, "{exporters: {otlp_http: {on_full: park}}}");
+    let client = client();
+    let forebay = setup.start(&client).await;
+    for n in 0..30 {
+        post(&setup, &client, &names(&format!("round-{n}"), 10)).await;
+    }
+    eventually("the oldest give way", async || Account::read(&setup, &client).await.states["queued"] <= 100).await;
+    sink.refuse_with.store(0, Ordering::SeqCst);
+    eventually("the rest is delivered", async || Account::read(&setup, &client).await.states["queued"] == 0).await;
+    let delivered = sink.taken.lock().len() as u64;
+    assert!(delivered <= 110, "{delivered}");
+    let account = Account::of(300, &[("delivered", delivered), ("dead_lettered", 300 - delivered)]);
+    assert_eq!(Account::read(&setup, &client).await, account);
+
+    let data_dir = setup.dir.path().join("data");
+    let letters = dlq::letters(&data_dir);
+    assert!(letters.iter().all(|letter| letter["reason"] == "queue_full"), "{letters:?}");
+    let parked: u64 = letters.iter().map(|letter| letter["items"].as_u64().expect("a count")).sum();
+    assert_eq!(parked, 300 - delivered);
+    dlq::stdout(&dlq::dlq(&["replay", "--all"], &data_dir));
+    assert_eq!(sink.taken.lock().len(), 300);
+    assert!(dlq::letters(&data_dir).is_empty());
     assert_eq!(forebay.stop().await, 0);
 }
