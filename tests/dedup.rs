@@ -4,10 +4,11 @@ mod support;
 
 use std::time::Duration;
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message;
 use support::setup::Setup;
-use support::{Sink, client, eventually, free_ports, request};
+use support::{Sink, client, eventually, free_ports, request, span};
 
 const HEADER: &str = "forebay-deduplicated";
 
@@ -26,8 +27,13 @@ fn rewrite(setup: &Setup, from: &str, to: &str) {
 }
 
 async fn send(setup: &Setup, client: &reqwest::Client, names: &[String]) -> Option<u64> {
+    send_message(setup, client, request(names)).await
+}
+
+/// How many of its items were known already, as the answer says.
+async fn send_message(setup: &Setup, client: &reqwest::Client, message: Vec<u8>) -> Option<u64> {
     let url = format!("http://127.0.0.1:{}/v1/traces", setup.http_port);
-    let sending = client.post(url).header("content-type", "application/x-protobuf").body(request(names)).send();
+    let sending = client.post(url).header("content-type", "application/x-protobuf").body(message).send();
     let answer = sending.await.expect("answered");
     assert_eq!(answer.status(), 200);
     let header = answer.headers().get(HEADER).map(|value| value.to_str().expect("text").parse().expect("a number"));
@@ -95,6 +101,42 @@ async fn of_a_thousand_spans_of_which_400_were_seen_600_are_stored_over_http_and
     assert!(sink.taken.lock().values().all(|(times, _)| *times == 1), "each span once");
     let label = "queue=\"traces\"";
     assert_eq!(setup.sample(&client, "forebay_deduplicated_spans", label).await, Some(900.0));
+    assert_eq!(forebay.stop().await, 0);
+}
+
+/// One message of these spans, as it is sent.
+fn message(spans: Vec<Span>) -> Vec<u8> {
+    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+}
+
+#[tokio::test]
+async fn real_double_senders_keep_their_data() {
+    let (sink, address) = Sink::start().await;
+    let setup = setup(&format!("http://{address}"));
+    rewrite(&setup, "exporters: [otlp_http]}", "processors: [dedup], exporters: [otlp_http]}\nprocessors: {dedup: }");
+    let client = client();
+    let forebay = setup.start(&client).await;
+    // One id: the client's and the server's side of Zipkin, a pending span and its end.
+    let sides = ["client side", "server side", "pending", "ended"];
+    let twins = sides.map(|name| message(vec![Span { name: name.to_owned(), ..span("twin") }]));
+    for twin in twins.iter().chain(&twins[..1]) {
+        send_message(&setup, &client, twin.clone()).await;
+    }
+    // No id: the request is exempt, its other span is not.
+    let nameless = Span { span_id: Vec::new(), ..span("without an id") };
+    let mixed = message(vec![span("with an id"), nameless]);
+    assert_eq!(send_message(&setup, &client, mixed.clone()).await, None);
+    assert_eq!(send_message(&setup, &client, mixed).await, Some(1));
+    eventually("all is delivered", async || {
+        setup.sample(&client, "forebay_queue_backlog_items", "queue=\"traces\"").await == Some(0.0)
+    })
+    .await;
+    let times = |name: &str| sink.taken.lock().get(name).map(|(times, _)| *times);
+    assert_eq!(sides.map(times), [Some(1); 4]);
+    assert_eq!((times("with an id"), times("without an id")), (Some(1), Some(2)));
+    assert_eq!(setup.sample(&client, "forebay_deduplicated_spans", "queue=\"traces\"").await, Some(2.0));
     assert_eq!(forebay.stop().await, 0);
 }
 
