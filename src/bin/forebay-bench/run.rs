@@ -37,9 +37,12 @@ pub struct Arguments {
     /// What Forebay looks for among earlier requests; off in compressed cases, whose load repeats itself
     #[arg(long, value_enum, default_value = "request")]
     dedup: Dedup,
-    /// Further exporters of the same pipeline: `dead` reaches nobody, `slow` waits a second for each answer
+    /// Further exporters of the same pipeline: `dead` reaches nobody, `slow` waits long for each answer
     #[arg(long, value_enum, value_delimiter = ',')]
     beside: Vec<Neighbour>,
+    /// How long the slow one waits for each answer; ten requests at a time are on their way to it
+    #[arg(long, value_parser = duration, default_value = "1s")]
+    slow_answer: Duration,
     /// Forebay on CPU 0, load and sink on CPU 1
     #[arg(long)]
     pin: bool,
@@ -76,9 +79,6 @@ enum Neighbour {
     Slow,
 }
 
-/// How long the slow neighbour waits before each answer.
-const SLOW_ANSWER: Duration = Duration::from_secs(1);
-
 #[derive(Debug, Serialize)]
 struct Case {
     #[serde(flatten)]
@@ -87,6 +87,8 @@ struct Case {
     delivered_spans: u64,
     /// At the sink by the end of the load.
     delivered_spans_per_second: f64,
+    /// What the slow neighbour took meanwhile.
+    slow_spans_per_second: f64,
     /// From the end of the load until everything acknowledged had arrived.
     drain_seconds: f64,
     cpu_seconds: f64,
@@ -98,9 +100,9 @@ struct Case {
 pub fn main(arguments: &Arguments) -> Result<(), String> {
     if !arguments.json {
         println!(
-            "| case | spans/s | delivered/s | CPU-s per million | ack p50 ms | ack p99 ms | peak RSS MiB | drain s |"
+            "| case | spans/s | delivered/s | slow one/s | CPU-s per million | ack p50 ms | ack p99 ms | peak RSS MiB | drain s |"
         );
-        println!("|---|---:|---:|---:|---:|---:|---:|---:|");
+        println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     }
     let mut incomplete = false;
     for protocol in &arguments.protocol {
@@ -123,11 +125,12 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
                 println!("{}", serde_json::to_string(&case).map_err(|error| error.to_string())?);
             } else {
                 println!(
-                    "| {} {} | {:.0} | {:.0} | {:.2} | {:.1} | {:.1} | {:.0} | {:.1} |",
+                    "| {} {} | {:.0} | {:.0} | {:.0} | {:.2} | {:.1} | {:.1} | {:.0} | {:.1} |",
                     protocol.name(),
                     compression.name(),
                     case.load.spans_per_second,
                     case.delivered_spans_per_second,
+                    case.slow_spans_per_second,
                     case.cpu_seconds_per_million_spans,
                     case.load.ack_p50_ms,
                     case.load.ack_p99_ms,
@@ -164,11 +167,12 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
             .await
             .map_err(|error| format!("cannot listen on port {sink_port}: {error}"))?;
         sink::start(listener, Arc::clone(&counters), None)?;
+        let slow_counters = Arc::new(sink::Counters::default());
         if arguments.beside.contains(&Neighbour::Slow) {
             let listener = TcpListener::bind(("127.0.0.1", slow_port))
                 .await
                 .map_err(|error| format!("cannot listen on port {slow_port}: {error}"))?;
-            sink::start(listener, Arc::default(), Some(SLOW_ANSWER))?;
+            sink::start(listener, Arc::clone(&slow_counters), Some(arguments.slow_answer))?;
         }
         forebay.wait_until_ready(health).await?;
         let cpu_before = host::cpu_seconds(forebay.pid())?;
@@ -190,7 +194,9 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
             json: true,
         })
         .await?;
-        let delivered_spans_per_second = counters.spans.load(Relaxed) as f64 / loading.elapsed().as_secs_f64();
+        let load_seconds = loading.elapsed().as_secs_f64();
+        let per_second = |counters: &sink::Counters| counters.spans.load(Relaxed) as f64 / load_seconds;
+        let (delivered_spans_per_second, slow_spans_per_second) = (per_second(&counters), per_second(&slow_counters));
         let drain = Instant::now();
         while counters.spans.load(Relaxed) < load.acked_spans && drain.elapsed() < arguments.drain {
             forebay.still_runs()?;
@@ -202,6 +208,7 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
         Ok::<_, String>(Case {
             delivered_spans: counters.spans.load(Relaxed),
             delivered_spans_per_second,
+            slow_spans_per_second,
             drain_seconds,
             cpu_seconds,
             cpu_seconds_per_million_spans: cpu_seconds * 1e6 / (load.acked_spans.max(1) as f64),
