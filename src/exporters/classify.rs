@@ -148,12 +148,15 @@ fn grpc(code: i32, has_retry_info: bool, message: &str) -> (Class, bool) {
     }
 }
 
-/// "grpc: received message larger than max (17000000 vs. 4194304)" and its like.
+/// "grpc: received message larger than max (17000000 vs. 4194304)" and its like; not what is said of a rate or a quota,
+/// which no smaller request helps against.
 fn speaks_of_size(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
-    ["larger than", "too large", "message size", "exceeds", "max size", "length limit"]
-        .iter()
-        .any(|words| message.contains(words))
+    let says = |words: &[&str]| words.iter().any(|words| message.contains(words));
+    let is_of_size = says(&["larger than", "too large", "message size", "max size", "maximum size", "length limit"])
+        || (message.contains("exceeds") && says(&["message", "size", "byte", "length"]));
+    let mut words = message.split(|character: char| !character.is_ascii_alphanumeric());
+    is_of_size && !words.any(|word| ["rate", "quota", "throttled"].contains(&word))
 }
 
 #[cfg(test)]
@@ -191,5 +194,29 @@ mod tests {
         let size = "grpc: received message larger than max (17000000 vs. 4194304)";
         assert_eq!(grpc(8, false, size), (Class::Batch, true));
         assert_eq!(grpc(11, false, size), (Class::Batch, true));
+    }
+
+    /// As gRPC's libraries put it, and what servers say when something else is exhausted.
+    #[test]
+    fn what_a_server_has_too_much_of_is_told_from_what_it_has_too_often() {
+        for size in [
+            "grpc: received message larger than max (17000000 vs. 4194304)",
+            "SERVER: Received message larger than max (5000000 vs. 4194304)",
+            "gRPC message exceeds maximum size 4194304: 5000000",
+            "Received message exceeds the maximum configured message size.",
+            "Error, decoded message length too large: found 5000000 bytes, the limit is: 4194304 bytes",
+            "request body exceeds 4 MiB length limit",
+        ] {
+            assert_eq!(grpc(8, false, size), (Class::Batch, true), "{size}");
+        }
+        for other in [
+            "request rate exceeds quota of 100 messages",
+            "Request rate is too large",
+            "quota exceeded: message size budget of this minute",
+            "too many requests",
+            "no memory left",
+        ] {
+            assert_eq!(grpc(8, false, other), (Class::Destination, false), "{other}");
+        }
     }
 }

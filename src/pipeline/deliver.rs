@@ -201,6 +201,7 @@ impl Leased {
                 }
             };
             let envelope = self.envelope(&request, first_attempt_unix_ms);
+            let records = self.lease.records().len();
             if items > 1 && request.payload.len() as u64 > destination.request_bytes_max() {
                 // One record, larger than the destination takes: it goes in parts from the beginning.
                 drop(pass);
@@ -215,7 +216,9 @@ impl Leased {
                 Answer::Taken { rejected_items } => {
                     return self.lease.settle(Settled::by_delivery().rejected(rejected_items));
                 }
-                Answer::Refused(failure) => return self.refused(envelope, items, attempts, failure).await,
+                Answer::Refused(failure) => {
+                    return self.refused(envelope, items, records, attempts, failure).await;
+                }
                 Answer::Failed(failure) => failure,
             };
             self.lease.unclaim();
@@ -299,9 +302,8 @@ impl Leased {
         }
     }
 
-    async fn refused(self, envelope: Envelope, items: u64, attempts: u32, failure: Failure) {
+    async fn refused(self, envelope: Envelope, items: u64, records: usize, attempts: u32, failure: Failure) {
         let bytes = self.bytes;
-        let several = self.lease.covers().end - self.lease.covers().start > 1;
         if failure.too_large {
             if items > 1 {
                 tracing::warn!(
@@ -310,7 +312,7 @@ impl Leased {
                 );
                 self.destination.learn_too_large(bytes);
             }
-            if several {
+            if records > 1 && self.destination.request_bytes_max() < bytes {
                 // Dropped: its records come again in smaller leases.
                 return;
             }

@@ -18,6 +18,7 @@ use crate::dlq::{Parcel, Reason};
 use crate::exporters::{Batch, Failure, Payload};
 use crate::otlp::edit;
 use crate::queue::Settled;
+use crate::storage::Record;
 
 use super::REFUSALS_IN_ROW_MAX;
 use super::deliver::{Answer, Leased, Stumbles, hopeless};
@@ -49,10 +50,10 @@ struct Part {
     is_certain: bool,
 }
 
-/// One item that was refused alone.
+/// One item that was refused alone, or items of one record that may not be tried again.
 #[derive(Debug)]
 struct Poison {
-    item: usize,
+    items: Range<usize>,
     attempts: u32,
     refusal: Refusal,
     failure: Failure,
@@ -75,6 +76,8 @@ pub(super) struct Isolation {
     /// Refusals since the destination took something, from anybody, and when that was.
     refusals_in_row: u32,
     accepted_at: Option<Instant>,
+    /// A part passed `max_elapsed_time`: the others have one try each.
+    is_late: bool,
     /// A single item was refused and nothing was ever taken: the poison is less likely in the largest part left.
     looks_elsewhere: bool,
 }
@@ -113,6 +116,7 @@ impl Isolation {
             rejected: Vec::new(),
             refusals_in_row: 0,
             accepted_at: None,
+            is_late: false,
             looks_elsewhere: false,
         }
     }
@@ -184,16 +188,37 @@ impl Isolation {
     }
 
     fn not_taken(&mut self, part: Part, refusal: Refusal, failure: Failure) {
+        if let Refusal::Final(reason) = refusal {
+            // Nothing is wrong with it that a search would find.
+            self.is_late |= reason == Reason::Expired;
+            let of_records = self.by_record(part.items).into_iter();
+            self.poison.extend(of_records.map(|items| Poison {
+                items,
+                attempts: part.attempts,
+                refusal,
+                failure: failure.clone(),
+            }));
+            return;
+        }
         self.refusals_in_row += 1;
         if part.items.len() <= 1 {
             self.looks_elsewhere = self.taken.is_none();
-            self.poison.push(Poison { item: part.items.start, attempts: part.attempts, refusal, failure });
+            self.poison.push(Poison { items: part.items, attempts: part.attempts, refusal, failure });
             return;
         }
         if failure.too_large {
             self.leased.destination.learn_too_large(self.bytes_of(&part));
         }
         self.split(part, failure.too_large, refusal == Refusal::Permanent && !failure.too_large);
+    }
+
+    /// These items, those of each record apart.
+    fn by_record(&self, items: Range<usize>) -> Vec<Range<usize>> {
+        let mut cuts = vec![items.start];
+        cuts.extend(self.record_starts.iter().copied().filter(|start| *start > items.start && *start < items.end));
+        cuts.dedup();
+        cuts.push(items.end);
+        cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
     }
 
     /// Puts both halves among the parts.
@@ -278,7 +303,7 @@ impl Isolation {
                 Answer::Failed(failure) => failure,
             };
             let limit = destination.max_elapsed_time;
-            if !limit.is_zero() && first_attempt.elapsed() >= limit {
+            if !limit.is_zero() && (self.is_late || first_attempt.elapsed() >= limit) {
                 return Sent::Not(Refusal::Final(Reason::Expired), failure);
             }
             if !destination.retry_enabled {
@@ -290,7 +315,7 @@ impl Isolation {
         }
     }
 
-    /// Every part was taken or stands alone: the poison is parked or held, the rest is settled.
+    /// Every part was taken, stands alone, or had its last try: the poison is parked or held, the rest is settled.
     async fn conclude(self) {
         let destination = &self.leased.destination;
         // Only a destination that takes something else says something about this batch.
@@ -302,18 +327,26 @@ impl Isolation {
             Refusal::Permanent | Refusal::Stubborn => None,
         };
         let (parked, unparked): (Vec<_>, Vec<_>) = self.poison.iter().partition(|poison| reason(poison).is_some());
-        let mut held: BTreeSet<u64> = unparked.iter().filter_map(|poison| self.sequence_of(poison.item)).collect();
+        let mut held: BTreeSet<u64> =
+            unparked.iter().filter_map(|poison| self.sequence_of(poison.items.start)).collect();
         let mut why_held = unparked.last().map(|poison| poison.failure.message.as_str());
         // A held record comes again whole, with whatever else is refused in it.
-        let is_free = |poison: &&&Poison| self.sequence_of(poison.item).is_none_or(|record| !held.contains(&record));
+        let is_free =
+            |poison: &&&Poison| self.sequence_of(poison.items.start).is_none_or(|record| !held.contains(&record));
         let parked: Vec<_> = parked.iter().filter(is_free).collect();
-        let letters = parked.iter().filter_map(|poison| Some(self.letter(poison, reason(poison)?))).collect();
+        let mut letters = Vec::new();
+        for poison in &parked {
+            letters.extend(reason(poison).map(|reason| self.letter(poison, reason)));
+            // Each walks over the whole batch, and there may be thousands: others have their turn.
+            tokio::task::yield_now().await;
+        }
+        let parked_items = parked.iter().map(|poison| poison.items.len() as u64).sum();
         let settled = match parked.last() {
             None => Settled::by_delivery(),
             Some(last) => match destination.park(letters).await {
-                Some((durable, fate)) => Settled::in_part_by_dead_letters(durable, fate, parked.len() as u64),
+                Some((durable, fate)) => Settled::in_part_by_dead_letters(durable, fate, parked_items),
                 None => {
-                    held.extend(parked.iter().filter_map(|poison| self.sequence_of(poison.item)));
+                    held.extend(parked.iter().filter_map(|poison| self.sequence_of(poison.items.start)));
                     why_held = Some(last.failure.message.as_str());
                     Settled::by_delivery()
                 }
@@ -325,8 +358,9 @@ impl Isolation {
             self.rejected.iter().map(|(part, items)| (*items).min(part.clone().filter(is_settled).count() as u64));
         let settled = settled.rejected(rejected.sum());
         let why_held = why_held.unwrap_or_default().to_owned();
-        let is_held = |poison: &&Poison| self.sequence_of(poison.item).is_some_and(|record| held.contains(&record));
-        let held_items = self.poison.iter().filter(is_held).count() as u64;
+        let is_held =
+            |poison: &&Poison| self.sequence_of(poison.items.start).is_some_and(|record| held.contains(&record));
+        let held_items = self.poison.iter().filter(is_held).map(|poison| poison.items.len() as u64).sum();
         if held_items > 0 {
             self.leased.log_held(held_items, &why_held);
         }
@@ -334,16 +368,24 @@ impl Isolation {
     }
 
     fn letter(&self, poison: &Poison, reason: Reason) -> Parcel {
-        let items = poison.item..poison.item + 1;
+        let items = poison.items.clone();
+        let count = items.len() as u64;
         let payload = self.part_payload(&Part { items, attempts: 0, is_suspect: false, is_certain: false });
         let id = &self.leased.destination.id;
-        self.envelope.letter(id, reason, &poison.failure, poison.attempts, 1, payload)
+        let received = self.record_of(poison.items.start).map(|record| record.received_unix_ns);
+        let received_unix_ns = received.unwrap_or(self.envelope.received_unix_ns);
+        let envelope = Envelope { received_unix_ns, ..self.envelope.clone() };
+        envelope.letter(id, reason, &poison.failure, poison.attempts, count, payload)
     }
 
     /// The record that an item came in.
-    fn sequence_of(&self, item: usize) -> Option<u64> {
+    fn record_of(&self, item: usize) -> Option<&Record> {
         let place = self.record_starts.partition_point(|start| *start <= item).checked_sub(1)?;
-        self.leased.lease.records().get(place).map(|record| record.sequence)
+        self.leased.lease.records().get(place)
+    }
+
+    fn sequence_of(&self, item: usize) -> Option<u64> {
+        self.record_of(item).map(|record| record.sequence)
     }
 
     fn hold_all(self, reason: String) {

@@ -6,6 +6,10 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message;
 
+mod cuts;
+mod expiry;
+mod size;
+
 use super::*;
 use crate::dlq::{DeadLetters, Description, OnFull, Reason, Shelf};
 use crate::exporters::{RemoteStatus, StatusPolicy};
@@ -36,12 +40,15 @@ fn names_of(batch: &Batch) -> Vec<String> {
 }
 
 async fn put_spans(router: &Router, names: &[String]) {
-    let payload = request(names);
+    put_payload(router, request(names), names.len() as u64).await;
+}
+
+async fn put_payload(router: &Router, payload: Vec<u8>, items: u64) {
     let budget = Budget::new(1 << 20);
     let offer = Offer {
         signal: Signal::Traces,
         encoding: Encoding::Identity,
-        items: names.len() as u64,
+        items,
         raw_len: payload.len() as u64,
         metadata: Vec::new(),
         payload: Bytes::from(payload),
@@ -262,63 +269,6 @@ async fn a_lone_poison_is_held_until_the_destination_is_known_to_take_something_
     assert_eq!(case.parked().into_keys().collect::<Vec<_>>(), [["poison 0"]]);
     stop.abort.cancel();
     running.await.expect("no panic");
-}
-
-#[tokio::test]
-async fn what_is_too_large_goes_in_parts_none_is_sent_twice_and_a_giant_is_parked_alone() {
-    let case = case();
-    let limit = 100 << 10;
-    let mut names: Vec<String> = (0..300).map(|n| format!("{n} {}", "x".repeat(2000))).collect();
-    names[150] = format!("giant {}", "x".repeat(limit));
-    put_spans(&case.router, &names).await;
-    let exporter = scripted(move |batch, _| if batch.payload.len() > limit { too_large() } else { Outcome::Delivered });
-    case.deliver_all(&case.destination(&exporter, |_| {})).await;
-    assert_eq!(taken(&exporter).len(), 299);
-    let parked = case.parked();
-    assert_eq!(parked.len(), 1);
-    let (parked_names, description) = parked.iter().next().expect("one");
-    assert!(parked_names[0].starts_with("giant") && parked_names.len() == 1);
-    assert_eq!(description.reason, Reason::TooLarge);
-    let seen = exporter.seen.lock();
-    let oversize: Vec<Bytes> =
-        seen.iter().map(|batch| batch.payload.clone().into_bytes()).filter(|payload| payload.len() > limit).collect();
-    let distinct: BTreeSet<&Bytes> = oversize.iter().collect();
-    assert_eq!(distinct.len(), oversize.len(), "an oversize part was uploaded twice");
-    assert!(oversize.len() <= 12, "{} oversize uploads", oversize.len());
-}
-
-#[tokio::test]
-async fn one_record_larger_than_the_configured_limit_goes_in_parts_from_the_beginning() {
-    let case = case();
-    let names: Vec<String> = (0..200).map(|n| format!("{n} {}", "x".repeat(1000))).collect();
-    put_spans(&case.router, &names).await;
-    let exporter = Arc::new(Scripted {
-        script: Box::new(|_, _| Outcome::Delivered),
-        seen: Mutex::default(),
-        taken: Mutex::default(),
-        max_request_bytes: 32 << 10,
-    });
-    case.deliver_all(&case.destination(&exporter, |_| {})).await;
-    assert_eq!(taken(&exporter).len(), 200);
-    let largest = exporter.seen.lock().iter().map(|batch| batch.payload.len()).max().expect("some");
-    assert!(largest <= (32 << 10) + 64, "{largest}");
-}
-
-#[tokio::test]
-async fn what_may_not_be_tried_any_longer_is_parked_whole() {
-    for (enabled, reason) in [(false, Reason::RetryDisabled), (true, Reason::Expired)] {
-        let case = case();
-        put_spans(&case.router, &named(3, &[])).await;
-        let exporter = scripted(|_, _| failure(Class::Retryable));
-        let destination = case.destination(&exporter, |policy| {
-            policy.retry.enabled = enabled;
-            policy.retry.max_elapsed_time = Duration::from_millis(20);
-        });
-        case.deliver_all(&destination).await;
-        let parked = case.parked();
-        assert_eq!(parked.keys().collect::<Vec<_>>(), [&named(3, &[])]);
-        assert_eq!(parked.values().next().expect("one").reason, reason);
-    }
 }
 
 #[tokio::test]
