@@ -206,6 +206,8 @@ mod tests {
             "Received message exceeds the maximum configured message size.",
             "Error, decoded message length too large: found 5000000 bytes, the limit is: 4194304 bytes",
             "request body exceeds 4 MiB length limit",
+            // Our own receivers.
+            "the message is too large: it has 3291749 bytes, at most 1048576 are taken",
         ] {
             assert_eq!(grpc(8, false, size), (Class::Batch, true), "{size}");
         }

@@ -70,7 +70,7 @@ where
     pub fn announce(&mut self, bytes: u64) -> Result<(), Rejection> {
         if bytes > self.limits.bytes_max {
             return Err(Rejection::TooLarge(format!(
-                "the request has {bytes} bytes; at most {} are taken",
+                "the request is too large: it has {bytes} bytes, at most {} are taken",
                 self.limits.bytes_max
             )));
         }
@@ -103,7 +103,7 @@ where
         let len = self.len() + data.len();
         if len as u64 > self.limits.bytes_max {
             return Err(Rejection::TooLarge(format!(
-                "the request has more than the {} bytes that are taken",
+                "the request is too large: more than the {} bytes that are taken",
                 self.limits.bytes_max
             )));
         }

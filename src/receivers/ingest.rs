@@ -355,7 +355,7 @@ impl Looker {
 }
 
 fn too_large(limit: usize) -> Rejection {
-    Rejection::TooLarge(format!("the request has more than the {limit} bytes that are taken"))
+    Rejection::TooLarge(format!("the request is too large: more than the {limit} bytes that are taken"))
 }
 
 fn inflate(

@@ -174,8 +174,12 @@ pub struct Sink {
     pub refused_spans: Mutex<Vec<usize>>,
     /// Each answer comes this much later.
     pub delay_ms: AtomicU64,
-    /// A request with a span whose name begins so is answered 400 (empty: none).
+    /// A request with a span whose name begins so is answered `poison_status` (empty: none).
     pub poison: Mutex<String>,
+    /// 0: 400.
+    pub poison_status: AtomicU64,
+    /// Of the largest request that came.
+    pub bytes_most: AtomicU64,
     /// A larger request is answered 413 (0: none).
     pub request_bytes_max: AtomicU64,
     /// Checksums of the requests that were.
@@ -221,6 +225,7 @@ async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> Response {
 
 async fn take_spans(sink: &Sink, body: Bytes) -> StatusCode {
     let number = sink.requests.fetch_add(1, Ordering::SeqCst) + 1;
+    sink.bytes_most.fetch_max(body.len() as u64, Ordering::SeqCst);
     let fail_every = sink.fail_every.load(Ordering::SeqCst);
     if fail_every > 0 && number.is_multiple_of(fail_every) {
         return StatusCode::SERVICE_UNAVAILABLE;
@@ -242,7 +247,8 @@ async fn take_spans(sink: &Sink, body: Bytes) -> StatusCode {
     let poison = sink.poison.lock().clone();
     let mut names = request.resource_spans.iter().flat_map(|r| &r.scope_spans).flat_map(|s| &s.spans);
     if !poison.is_empty() && names.any(|span| span.name.starts_with(&poison)) {
-        return StatusCode::BAD_REQUEST;
+        let status = sink.poison_status.load(Ordering::SeqCst) as u16;
+        return StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     }
     let mut taken = sink.taken.lock();
     let spans = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);

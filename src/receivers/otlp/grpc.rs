@@ -155,7 +155,9 @@ impl Grpc {
         };
         let max = self.message_bytes_max();
         if u64::from(len) > max {
-            return Err(Rejection::TooLarge(format!("the message has {len} bytes; at most {max} are taken")));
+            return Err(Rejection::TooLarge(format!(
+                "the message is too large: it has {len} bytes, at most {max} are taken"
+            )));
         }
         reader.announce(u64::from(len) + PREFIX_LEN as u64)?;
         self.ingest.admit(signal, u64::from(len))?;
