@@ -113,7 +113,7 @@ pub(super) fn recover(
     }
     let last_found = found.values().filter(|found| found.segment.records > 0).map(|found| found.segment.last).max();
     let recorded_end = rows.iter().map(|row| row.durable_end).max().unwrap_or(0);
-    let findings = losses.find(&found, recorded_end);
+    let findings = losses.find(&found, recorded_end, cursors.values());
     report.lost.extend(findings.lost);
     // What everyone had settled already is no loss: its segment was on its way out.
     report.lost.retain(|lost| {
@@ -136,6 +136,11 @@ pub(super) fn recover(
         let path = segment::path_in(dir, id);
         if segment.records == 0 {
             drop(segment);
+            if findings.is_segment_lost || report.lost.iter().any(|lost| lost.segment_id == id) {
+                // Somebody may still want to look into it.
+                quarantine(disk, &path, &mut report)?;
+                continue;
+            }
             disk.remove(&path).map_err(StoreError::io("remove", &path))?;
             continue;
         }

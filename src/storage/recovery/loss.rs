@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::Found;
 use crate::storage::catalog::SegmentRow;
+use crate::storage::cursor::Cursor;
 use crate::storage::log::Lost;
 use crate::storage::ranges::RangeSet;
 use crate::storage::record::end_after;
@@ -28,6 +29,8 @@ pub(super) struct Findings {
     pub torn: RangeSet,
     /// Found and not on the chain.
     pub stray: RangeSet,
+    /// Records are lost of which no segment is left: they may have been in one in which nothing can be read.
+    pub is_segment_lost: bool,
 }
 
 impl LossFinder {
@@ -47,8 +50,13 @@ impl LossFinder {
         });
     }
 
-    /// `recorded_end`: the durable end as catalogue and witness have it.
-    pub fn find(mut self, found: &BTreeMap<u64, Found>, recorded_end: u64) -> Findings {
+    /// `recorded_end`: the durable end as catalogue and witness have it. `cursors`: where everybody stands.
+    pub fn find<'a>(
+        mut self,
+        found: &BTreeMap<u64, Found>,
+        recorded_end: u64,
+        cursors: impl Iterator<Item = &'a Cursor>,
+    ) -> Findings {
         self.wanted_end = Some(recorded_end).filter(|end| *end > 0);
         let newest = found.values().rev().find(|found| found.segment.records > 0);
         if newest.is_some_and(|newest| newest.segment.last >= recorded_end) {
@@ -60,7 +68,22 @@ impl LossFinder {
         if let Some((id, oldest)) = found.iter().find(|(_, found)| found.segment.records > 0) {
             self.miss_front(*id, oldest);
         }
+        let newest_id = found.keys().next_back().copied().unwrap_or_default();
+        self.miss_retained(newest_id, cursors);
         self.findings
+    }
+
+    /// What somebody has not settled was not reclaimed either: below where the chain ends it is lost with its segment.
+    fn miss_retained<'a>(&mut self, segment_id: u64, cursors: impl Iterator<Item = &'a Cursor>) {
+        let Some(end) = self.wanted_end.map(|end| end.min(self.durable_end)) else { return };
+        let waiting: RangeSet = cursors.flat_map(|cursor| cursor.above().gaps(cursor.low()..end)).collect();
+        let lost = self.findings.lost.iter().map(|lost| lost.sequences.clone());
+        let known: RangeSet = self.holes.iter().chain(lost).collect();
+        for sequences in waiting.iter().flat_map(|range| known.gaps(range)) {
+            let reason = "the segment that held them is gone, or nothing in it can be read".to_owned();
+            self.findings.lost.push(Lost { segment_id, offset: 0, bytes: 0, sequences, reason });
+            self.findings.is_segment_lost = true;
+        }
     }
 
     /// Below the oldest segment nothing is expected, but it may have lost its own front.
