@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::storage::log::Position;
 use crate::storage::{Record, Weight};
 
-use super::subscription::{HELD_RETRY_AFTER, Held, Out, overlap};
+use super::subscription::{HELD_RETRY_AFTER, Held, Out, is_disks, overlap};
 use super::{LeaseLimits, Settled, Subscription};
 
 fn weight_of(records: &[Record]) -> Weight {
@@ -132,7 +132,11 @@ impl Lease {
                 return Ok(false);
             }
             if position.sequence < end {
-                let (mut records, mut next) = subscription.read(*position, end, limits).await?;
+                let (mut records, mut next) = match subscription.read(*position, end, limits).await {
+                    // Whoever leases it next meets it; this lease is delivered as it is.
+                    Err(error) if is_disks(&error) => return Ok(false),
+                    read => read?,
+                };
                 let first = self.records.first();
                 let mut bytes: u64 = self.records.iter().map(|record| u64::from(record.raw_len)).sum();
                 let mut items: u64 = self.records.iter().map(|record| u64::from(record.items)).sum();

@@ -338,7 +338,18 @@ impl Subscription {
         if let Some(range) = again {
             // Put back if the read fails or is cancelled.
             let mut lease = Lease::new(self, range.clone(), Vec::new());
-            let (records, next) = self.read(Position::at(range.start), range.end, limits).await?;
+            let (records, next) = match self.read(Position::at(range.start), range.end, limits).await {
+                Err(error) if is_disks(&error) => {
+                    let end = self.log.end_of_segment(range.start).min(range.end);
+                    if end < range.end {
+                        self.book.lock().redeliver.push_front(end..range.end);
+                    }
+                    lease.cover_to(end);
+                    lease.hold(unreadable(&error));
+                    return Ok(None);
+                }
+                read => read?,
+            };
             let end = next.sequence.min(range.end);
             lease.cover_to(end);
             if end < range.end {
@@ -367,7 +378,15 @@ impl Subscription {
             return Ok(None);
         }
         let start = position.sequence;
-        let (records, next) = self.read(*position, end, limits).await?;
+        let (records, next) = match self.read(*position, end, limits).await {
+            Err(error) if is_disks(&error) => {
+                // What lies behind is not kept from its destination by what cannot be read.
+                *position = Position::at(self.log.end_of_segment(start));
+                Lease::new(self, start..position.sequence, Vec::new()).hold(unreadable(&error));
+                return Ok(None);
+            }
+            read => read?,
+        };
         *position = next;
         let lease = Lease::new(self, start..next.sequence, records);
         drop(position);
@@ -410,6 +429,20 @@ impl Subscription {
         }
         Ok((records, next))
     }
+}
+
+/// The disk failed, not this process.
+pub(super) fn is_disks(error: &std::io::Error) -> bool {
+    error.raw_os_error().is_some()
+}
+
+fn unreadable(error: &std::io::Error) -> String {
+    tracing::error!(
+        %error,
+        "records cannot be read from the disk and are set aside; later ones go on. If the disk does not recover, stop and run \
+         `forebay queue repair`"
+    );
+    format!("it cannot be read: {error}")
 }
 
 pub(super) fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {

@@ -17,6 +17,7 @@ use crate::storage::log::Observer;
 use crate::storage::{Log, Options, RealDisk, StartAt, Store};
 
 mod overflow;
+mod unreadable;
 
 struct Unobserved;
 impl Observer for Unobserved {}

@@ -1,4 +1,5 @@
-//! The real disk, and how much is read from it: for tests of what reading costs.
+//! The real disk, how much is read from it, and a sector of it that cannot be read: for tests of what reading costs, and
+//! of what happens when it fails.
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -7,16 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::disk::{DirEntry, Disk, DiskFile, DiskSpace, RealDisk};
+use super::segment;
 
 #[derive(Clone, Debug, Default)]
 pub struct CountingDisk {
     pub read_bytes: Arc<AtomicU64>,
+    /// Where in each first segment a byte lies that cannot be read (0: nowhere).
+    pub bad_byte: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
 struct CountingFile {
     inner: Arc<dyn DiskFile>,
     read_bytes: Arc<AtomicU64>,
+    bad_byte: Option<Arc<AtomicU64>>,
 }
 
 impl DiskFile for CountingFile {
@@ -24,6 +29,10 @@ impl DiskFile for CountingFile {
         self.inner.write_all_at(parts, offset)
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let bad_byte = self.bad_byte.as_ref().map_or(0, |byte| byte.load(Ordering::SeqCst));
+        if bad_byte > 0 && (offset..offset + buffer.len() as u64).contains(&bad_byte) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         let read = self.inner.read_at(buffer, offset)?;
         self.read_bytes.fetch_add(read as u64, Ordering::SeqCst);
         Ok(read)
@@ -40,17 +49,19 @@ impl DiskFile for CountingFile {
 }
 
 impl CountingDisk {
-    fn wrap(&self, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(CountingFile { inner, read_bytes: Arc::clone(&self.read_bytes) })
+    fn wrap(&self, path: &Path, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        let is_first = path.file_name().is_some_and(|name| name == segment::file_name(0).as_str());
+        let bad_byte = is_first.then(|| Arc::clone(&self.bad_byte));
+        Arc::new(CountingFile { inner, read_bytes: Arc::clone(&self.read_bytes), bad_byte })
     }
 }
 
 impl Disk for CountingDisk {
     fn create(&self, path: &Path, allocate_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(RealDisk.create(path, allocate_bytes)?))
+        Ok(self.wrap(path, RealDisk.create(path, allocate_bytes)?))
     }
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(RealDisk.open(path)?))
+        Ok(self.wrap(path, RealDisk.open(path)?))
     }
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         RealDisk.create_dir(path)

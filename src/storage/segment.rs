@@ -159,9 +159,23 @@ impl Window {
         }
         // With the next header behind a long record, the next read is of one whole record again.
         let wanted = if len > CHUNK_LEN { len + HEADER_LEN } else { CHUNK_LEN };
-        self.bytes = Bytes::from(self.file.read(wanted, offset)?);
+        let read = match self.file.read(wanted, offset) {
+            // What lies before a place that cannot be read is read without it.
+            Err(_) if len < wanted => self.file.read(len, offset),
+            read => read,
+        };
+        self.bytes = Bytes::from(read?);
         self.start = offset;
         Ok(self.bytes.slice(..len.min(self.bytes.len())))
+    }
+
+    /// What is in memory from `offset` on, or else the next chunk.
+    fn rest(&mut self, offset: u64) -> io::Result<Bytes> {
+        let within = offset.checked_sub(self.start).and_then(|at| usize::try_from(at).ok());
+        match within {
+            Some(at) if at + ALIGN as usize <= self.bytes.len() => Ok(self.bytes.slice(at..)),
+            _ => self.get(offset, CHUNK_LEN),
+        }
     }
 }
 
@@ -227,9 +241,11 @@ impl Scanner {
     /// The first record boundary from `at` on that begins with a record's magic number.
     fn find_magic(&mut self, mut at: u64) -> io::Result<Option<u64>> {
         while at + HEADER_LEN as u64 <= self.end {
-            let chunk = self.window.get(at, CHUNK_LEN.min((self.end - at) as usize))?;
+            // Not a chunk from `at` on each time: a client may have filled a payload with the magic number.
+            let chunk = self.window.rest(at)?;
             if let Some(index) = chunk.chunks_exact(ALIGN as usize).position(|word| word[..4] == record::MAGIC) {
-                return Ok(Some(at + index as u64 * ALIGN));
+                let found = at + index as u64 * ALIGN;
+                return Ok(Some(found).filter(|found| found + HEADER_LEN as u64 <= self.end));
             }
             at += (chunk.len() as u64).max(ALIGN) / ALIGN * ALIGN;
         }

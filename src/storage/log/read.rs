@@ -42,6 +42,13 @@ pub struct Chunk {
     pub lost: Vec<Lost>,
 }
 
+impl Chunk {
+    /// The next read begins before a gap that is still open, and meets it again.
+    fn leave_open_gaps(&mut self) {
+        self.lost.retain(|lost| lost.sequences.end != u64::MAX);
+    }
+}
+
 impl Log {
     /// Reads records from `from` on that are still in memory; None when the file must be asked. Never blocks for
     /// long, so an async task may call it.
@@ -51,7 +58,7 @@ impl Log {
     }
 
     /// Reads records from `from` on out of the segment file that holds them; at least one if there is one. Blocks on
-    /// the disk. Raw lengths count against `bytes_max`.
+    /// the disk. Raw lengths count against `bytes_max`. Where the disk fails behind the first record it ends there.
     pub fn read_file(&self, from: Position, bytes_max: u64, records_max: usize) -> io::Result<Chunk> {
         let inner = &self.inner;
         let (mut scanner, id, first, last, valid_end) = {
@@ -66,7 +73,10 @@ impl Log {
         let mut chunk = Chunk { next: from, ..Chunk::default() };
         let mut bytes = 0;
         loop {
-            let header = scanner.peek_header()?;
+            let header = match scanner.peek_header() {
+                Err(_) if !chunk.records.is_empty() => break chunk.leave_open_gaps(),
+                read => read?,
+            };
             if let Some(header) = header.filter(|header| header.sequence < from.sequence) {
                 scanner.hop(&header);
                 continue;
@@ -74,12 +84,14 @@ impl Log {
             if let Some(header) = header {
                 let full = bytes + u64::from(header.raw_len) > bytes_max || chunk.records.len() >= records_max;
                 if full && !chunk.records.is_empty() {
-                    // The next read begins before a gap that is still open, and meets it again.
-                    chunk.lost.retain(|lost| lost.sequences.end != u64::MAX);
-                    break;
+                    break chunk.leave_open_gaps();
                 }
             }
-            match scanner.step()? {
+            let step = match scanner.step() {
+                Err(_) if !chunk.records.is_empty() => break chunk.leave_open_gaps(),
+                step => step?,
+            };
+            match step {
                 Step::Record(located, record) => {
                     bytes += u64::from(located.header.raw_len);
                     let next = Position { sequence: record.sequence + 1, hint: Some((id, scanner.offset())) };
@@ -122,6 +134,12 @@ impl Log {
         }
         report(inner, &chunk.lost);
         Ok(chunk)
+    }
+
+    /// The sequence behind the last of the segment that holds `sequence`.
+    pub fn end_of_segment(&self, sequence: u64) -> u64 {
+        let state = self.inner.state.lock();
+        segment_of(&state, sequence).map_or(state.durable_end, |segment| segment.last + 1)
     }
 }
 

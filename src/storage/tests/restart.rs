@@ -68,3 +68,23 @@ fn an_opening_after_a_crash_reads_headers_and_a_few_segments_and_not_the_backlog
     println!("opened {backlog} bytes of backlog by reading {read}");
     assert!(read <= most && most < backlog / 4, "{read} bytes were read, at most {most} are needed of {backlog}");
 }
+
+/// Before, each of them moved the window, and 64 KiB were read again: seconds for one segment.
+#[test]
+fn a_segment_full_of_magic_numbers_is_read_once_while_it_is_searched() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let disk = CountingDisk::default();
+    let identity = segment::Identity { id: 0, nonce: [7; 16], sequence_floor: 0 };
+    let path = dir.path().join(segment::file_name(0));
+    let mut bytes = identity.encode();
+    bytes.resize(1 << 20, 0);
+    for word in bytes[RECORDS_START..].chunks_exact_mut(record::ALIGN as usize) {
+        word[..4].copy_from_slice(&record::MAGIC);
+    }
+    std::fs::write(&path, &bytes).expect("written");
+    let file = disk.open(&path).expect("opens");
+    let scan = segment::scan_all(&file, identity).expect("scanned");
+    assert!(scan.records.is_empty());
+    let read = disk.read_bytes.load(Ordering::SeqCst);
+    assert!(read <= 2 * bytes.len() as u64, "{read} bytes were read");
+}
