@@ -2,7 +2,7 @@
 
 mod loss;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -41,10 +41,17 @@ pub struct QueueReport {
     pub cursors_beyond_end: Vec<String>,
 }
 
-pub(super) struct Found {
+/// One file with its header read.
+struct Opened {
+    file: Arc<dyn DiskFile>,
+    identity: Identity,
+    allocated_bytes: u64,
+}
+
+struct Found {
     segment: Segment,
-    /// Records, when the segment was scanned.
-    scan: Option<ScanResult>,
+    /// When it was scanned: from where on its records were perhaps never acknowledged.
+    unsure_from: Option<u64>,
 }
 
 /// Reads a queue's directory. `known` is what the catalogue says (empty when it was lost), `account` the witness.
@@ -64,56 +71,59 @@ pub(super) fn recover(
     }
     let witness_row = account.and_then(|account| account.row.clone()).unwrap_or_default();
     let mut next_segment_id = known.row.next_segment_id.max(witness_row.next_segment_id);
-    // Every record below was acknowledged, or its number never used.
-    let mut durable_end = known.row.durable_end.max(witness_row.durable_end);
-    let mut next_sequence = known.row.next_sequence.max(witness_row.next_sequence).max(durable_end);
+    let rows = [&known.row, &witness_row];
+    let recorded_end = rows.iter().map(|row| row.durable_end).max().unwrap_or(0);
+    let mut next_sequence = rows.iter().map(|row| row.next_sequence).fold(recorded_end, u64::max);
 
     salvage::finish(disk.as_ref(), dir).map_err(StoreError::io("end the repair of", dir))?;
-    let mut found: BTreeMap<u64, Found> = BTreeMap::new();
+    // All headers first: one of another version refuses the start before anything is written.
+    let mut opened: BTreeMap<u64, Opened> = BTreeMap::new();
     let entries = disk.list(dir).map_err(StoreError::io("list", dir))?;
     for entry in entries.iter().filter(|entry| !entry.is_dir) {
         let path = dir.join(&entry.name);
         if let Some(name_id) = segment::parse_file_name(&entry.name) {
             next_segment_id = next_segment_id.max(name_id + 1);
-            match open_segment(disk, &path, name_id, known.segments.get(&name_id), &mut report)? {
-                Some(opened) => {
-                    next_segment_id = next_segment_id.max(opened.segment.identity.id + 1);
-                    next_sequence = next_sequence.max(opened.segment.identity.sequence_floor);
-                    found.insert(name_id, opened);
-                }
-                None => continue,
+            if let Some(file) = open_segment(disk, &path, name_id, known.segments.get(&name_id), &mut report)? {
+                next_segment_id = next_segment_id.max(file.identity.id + 1);
+                next_sequence = next_sequence.max(file.identity.sequence_floor);
+                opened.insert(name_id, file);
             }
         } else if entry.name.starts_with("new.") || entry.name.starts_with("spare.") {
             disk.remove(&path).map_err(StoreError::io("remove", &path))?;
         }
     }
 
-    for Found { segment, scan } in found.values() {
-        // The catalogue vouches only for what was published; of a scanned segment the first records found may be what is
-        // left of a torn group.
-        if scan.is_none() {
-            durable_end = durable_end.max(segment.last + 1);
-        }
-        for located in scan.iter().flat_map(|scan| &scan.records) {
-            durable_end = durable_end.max(located.header.durable_end);
-        }
-    }
-    let rows = [&known.row, &witness_row];
     let mut holes: RangeSet = rows.iter().flat_map(|row| row.holes()).collect();
-    let mut losses = LossFinder::new(durable_end, holes.clone());
-    for (id, row) in &known.segments {
-        match found.get(id) {
-            None => losses.unreadable_segment(row, "the segment file is missing"),
-            // Of the oldest the chain would not tell: below it nothing is expected.
-            Some(found) if found.segment.records == 0 && row.records > 0 => {
-                losses.unreadable_segment(row, "no record in the segment file can be read");
+    let mut losses = LossFinder::new(recorded_end, holes.clone());
+    let mut found: BTreeMap<u64, Found> = BTreeMap::new();
+    let ids: BTreeSet<u64> = opened.keys().chain(known.segments.keys()).copied().collect();
+    for id in ids.into_iter().rev() {
+        let row = known.segments.get(&id);
+        let path = segment::path_in(dir, id);
+        let read = match opened.remove(&id) {
+            Some(file) => read_segment(disk, &path, id, row, file, &mut report)?,
+            None => None,
+        };
+        let Some((segment, scan)) = read else {
+            if let Some(row) = row {
+                losses.unreadable_segment(row, "the segment file is missing");
             }
-            Some(_) => {}
+            continue;
+        };
+        if let Some(row) = row.filter(|row| segment.records == 0 && row.records > 0) {
+            // Of the oldest the chain would not tell: below it nothing is expected.
+            losses.unreadable_segment(row, "no record in the segment file can be read");
         }
+        losses.pass(id, &segment, scan.as_ref());
+        let unsure_from = scan.map(|scan| {
+            let first = scan.records.iter().find(|located| losses.is_unsure(located.header.sequence));
+            first.map_or(segment.valid_end, |located| located.offset)
+        });
+        found.insert(id, Found { segment, unsure_from });
     }
-    let last_found = found.values().filter(|found| found.segment.records > 0).map(|found| found.segment.last).max();
-    let recorded_end = rows.iter().map(|row| row.durable_end).max().unwrap_or(0);
-    let findings = losses.find(&found, recorded_end, cursors.values());
+    let (durable_end, last_found) = (losses.durable_end(), losses.last_sequence());
+    next_sequence = next_sequence.max(durable_end);
+    let findings = losses.finish(cursors.values());
     report.lost.extend(findings.lost);
     // What everyone had settled already is no loss: its segment was on its way out.
     report.lost.retain(|lost| {
@@ -132,7 +142,7 @@ pub(super) fn recover(
     }
 
     let mut segments = BTreeMap::new();
-    for (id, Found { mut segment, scan }) in found {
+    for (id, Found { mut segment, unsure_from }) in found {
         let path = segment::path_in(dir, id);
         if segment.records == 0 {
             drop(segment);
@@ -144,15 +154,13 @@ pub(super) fn recover(
             disk.remove(&path).map_err(StoreError::io("remove", &path))?;
             continue;
         }
-        if let Some(scan) = &scan {
+        if let Some(unsure_from) = unsure_from {
             if segment.allocated_bytes > segment.valid_end {
                 report.torn_tail_bytes += segment.allocated_bytes - segment.valid_end;
                 segment.file.set_len(segment.valid_end).map_err(StoreError::io("truncate the torn tail of", &path))?;
                 segment.allocated_bytes = segment.valid_end;
             }
-            let is_unsure = |sequence| sequence >= durable_end || findings.stray.contains(sequence);
-            let first = scan.records.iter().find(|located| is_unsure(located.header.sequence));
-            let unsure = first.map_or(segment.valid_end, |located| located.offset)..segment.valid_end;
+            let unsure = unsure_from..segment.valid_end;
             rewrite(segment.file.as_ref(), unsure).map_err(StoreError::io("secure the tail of", &path))?;
             segment.file.sync_data().map_err(StoreError::io("sync", &path))?;
         }
@@ -200,14 +208,14 @@ pub(super) fn recover(
     ))
 }
 
-/// Opens and, where the catalogue does not vouch for it, scans one file. None: it was set aside or is worthless.
+/// Opens one file and reads its header. None: it was set aside.
 fn open_segment(
     disk: &Arc<dyn Disk>,
     path: &Path,
     name_id: u64,
     row: Option<&SegmentRow>,
     report: &mut QueueReport,
-) -> Result<Option<Found>, StoreError> {
+) -> Result<Option<Opened>, StoreError> {
     let file = disk.open(path).map_err(StoreError::io("open", path))?;
     let allocated_bytes = file.size().map_err(StoreError::io("measure", path))?;
     let header = Identity::read(file.as_ref(), name_id).map_err(StoreError::io("read", path))?;
@@ -234,6 +242,19 @@ fn open_segment(
             return Ok(None);
         }
     };
+    Ok(Some(Opened { file, identity, allocated_bytes }))
+}
+
+/// What is in a file, scanned where the catalogue does not vouch for it. None: it was set aside.
+fn read_segment(
+    disk: &Arc<dyn Disk>,
+    path: &Path,
+    name_id: u64,
+    row: Option<&SegmentRow>,
+    opened: Opened,
+    report: &mut QueueReport,
+) -> Result<Option<(Segment, Option<ScanResult>)>, StoreError> {
+    let Opened { file, identity, allocated_bytes } = opened;
     if let Some(row) = row
         && row.nonce == identity.nonce
         && row.valid_end <= allocated_bytes
@@ -241,7 +262,7 @@ fn open_segment(
         && row.records > 0
         && row.first_sequence <= row.last_sequence
     {
-        return Ok(Some(Found { segment: sealed_from_row(identity, file, allocated_bytes, row), scan: None }));
+        return Ok(Some((sealed_from_row(identity, file, allocated_bytes, row), None)));
     }
     let scan = segment::scan_all(&file, identity).map_err(StoreError::io("read", path))?;
     report.scanned += 1;
@@ -250,8 +271,7 @@ fn open_segment(
         quarantine(disk, path, report)?;
         return Ok(None);
     }
-    let segment = sealed_from_scan(identity, file, allocated_bytes, &scan);
-    Ok(Some(Found { segment, scan: Some(scan) }))
+    Ok(Some((sealed_from_scan(identity, file, allocated_bytes, &scan), Some(scan))))
 }
 
 /// Writes a stretch of a file over itself, to be synced. What a dead process left in the page cache may be clean there

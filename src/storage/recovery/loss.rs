@@ -4,22 +4,34 @@
 //! was ever acknowledged and none of those that a failed sync left behind. A torn group is the exception: what of it
 //! was found is kept, and what of it is missing becomes a hole, remembered beside the durable end.
 
-use std::collections::BTreeMap;
-
-use super::Found;
 use crate::storage::catalog::SegmentRow;
 use crate::storage::cursor::Cursor;
-use crate::storage::log::Lost;
+use crate::storage::log::{Lost, Segment};
 use crate::storage::ranges::RangeSet;
 use crate::storage::record::end_after;
-use crate::storage::segment::RECORDS_START;
+use crate::storage::segment::{RECORDS_START, ScanResult};
 
+/// Takes the segments from the newest to the oldest, so that one scan at a time is in memory.
 pub(super) struct LossFinder {
     durable_end: u64,
     holes: RangeSet,
+    /// The durable end as catalogue and witness have it.
+    recorded_end: u64,
     /// Behind the sequence that the chain leads to next, 0 at its start; None where nothing tells.
     wanted_end: Option<u64>,
+    /// Of the segment passed last, when it was scanned.
+    front: Option<Front>,
+    newest_id: Option<u64>,
+    last_sequence: Option<u64>,
     findings: Findings,
+}
+
+/// Where the first record of a segment lies.
+struct Front {
+    segment_id: u64,
+    sequence_floor: u64,
+    previous: u64,
+    offset: u64,
 }
 
 #[derive(Default)]
@@ -35,8 +47,32 @@ pub(super) struct Findings {
 
 impl LossFinder {
     /// `holes`: what is known to be missing already.
-    pub fn new(durable_end: u64, holes: RangeSet) -> LossFinder {
-        LossFinder { durable_end, holes, wanted_end: None, findings: Findings::default() }
+    pub fn new(recorded_end: u64, holes: RangeSet) -> LossFinder {
+        LossFinder {
+            durable_end: recorded_end,
+            holes,
+            recorded_end,
+            wanted_end: Some(recorded_end).filter(|end| *end > 0),
+            front: None,
+            newest_id: None,
+            last_sequence: None,
+            findings: Findings::default(),
+        }
+    }
+
+    /// Every record below was acknowledged, or its number never used.
+    pub fn durable_end(&self) -> u64 {
+        self.durable_end
+    }
+
+    /// The highest sequence that was found.
+    pub fn last_sequence(&self) -> Option<u64> {
+        self.last_sequence
+    }
+
+    /// Whether that record of the segment passed last was perhaps never acknowledged.
+    pub fn is_unsure(&self, sequence: u64) -> bool {
+        sequence >= self.durable_end || self.findings.stray.contains(sequence)
     }
 
     /// The catalogue knows a segment of which nothing is left.
@@ -50,26 +86,37 @@ impl LossFinder {
         });
     }
 
-    /// `recorded_end`: the durable end as catalogue and witness have it. `cursors`: where everybody stands.
-    pub fn find<'a>(
-        mut self,
-        found: &BTreeMap<u64, Found>,
-        recorded_end: u64,
-        cursors: impl Iterator<Item = &'a Cursor>,
-    ) -> Findings {
-        self.wanted_end = Some(recorded_end).filter(|end| *end > 0);
-        let newest = found.values().rev().find(|found| found.segment.records > 0);
-        if newest.is_some_and(|newest| newest.segment.last >= recorded_end) {
+    /// The next older segment, and its records where it was scanned.
+    pub fn pass(&mut self, id: u64, segment: &Segment, scan: Option<&ScanResult>) {
+        self.newest_id = self.newest_id.or(Some(id));
+        if segment.records == 0 {
+            return;
+        }
+        let known_end = match scan {
+            // The catalogue vouches only for what was published.
+            None => segment.last + 1,
+            // The first records found may be what is left of a torn group.
+            Some(scan) => scan.records.iter().map(|located| located.header.durable_end).max().unwrap_or_default(),
+        };
+        // Of the newest segment, which is passed first, it is the highest.
+        self.durable_end = self.durable_end.max(known_end);
+        if self.last_sequence.is_none() && segment.last >= self.recorded_end {
             self.wanted_end = None;
         }
-        for (id, found) in found.iter().rev() {
-            self.pass(*id, found);
-        }
-        if let Some((id, oldest)) = found.iter().find(|(_, found)| found.segment.records > 0) {
-            self.miss_front(*id, oldest);
-        }
-        let newest_id = found.keys().next_back().copied().unwrap_or_default();
-        self.miss_retained(newest_id, cursors);
+        self.last_sequence = self.last_sequence.max(Some(segment.last));
+        self.follow(id, segment, scan);
+        self.front = scan.and_then(|scan| scan.records.first()).map(|first| Front {
+            segment_id: id,
+            sequence_floor: segment.identity.sequence_floor,
+            previous: first.header.previous,
+            offset: first.offset,
+        });
+    }
+
+    /// After the oldest. `cursors`: where everybody stands.
+    pub fn finish<'a>(mut self, cursors: impl Iterator<Item = &'a Cursor>) -> Findings {
+        self.miss_front();
+        self.miss_retained(self.newest_id.unwrap_or_default(), cursors);
         self.findings
     }
 
@@ -86,19 +133,17 @@ impl LossFinder {
         }
     }
 
-    /// Below the oldest segment nothing is expected, but it may have lost its own front.
-    fn miss_front(&mut self, id: u64, oldest: &Found) {
-        let Some(first) = oldest.scan.as_ref().and_then(|scan| scan.records.first()) else { return };
-        let is_on_chain = self.wanted_end == Some(end_after(first.header.previous));
-        if is_on_chain && first.offset > RECORDS_START {
-            let bytes = first.offset - RECORDS_START;
-            self.miss(id, oldest.segment.identity.sequence_floor, RECORDS_START, bytes);
+    /// The oldest segment may have lost its own front.
+    fn miss_front(&mut self) {
+        let Some(front) = self.front.take() else { return };
+        let is_on_chain = self.wanted_end == Some(end_after(front.previous));
+        if is_on_chain && front.offset > RECORDS_START {
+            self.miss(front.segment_id, front.sequence_floor, RECORDS_START, front.offset - RECORDS_START);
         }
     }
 
-    fn pass(&mut self, id: u64, found: &Found) {
-        let segment = &found.segment;
-        let Some(scan) = &found.scan else {
+    fn follow(&mut self, id: u64, segment: &Segment, scan: Option<&ScanResult>) {
+        let Some(scan) = scan else {
             if self.wanted_end.is_some_and(|end| end <= segment.first) {
                 return self.stray(segment.last);
             }
