@@ -4,22 +4,11 @@
 #![no_main]
 
 mod limit;
+#[path = "../../tests/fuzz/opinion.rs"]
 mod opinion;
+#[path = "../../tests/fuzz/wire.rs"]
+mod wire;
 
-use forebay::otlp::{json, wire};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| {
-    let Some((signal, bytes)) = opinion::signal(input) else { return };
-    match (wire::scan(signal, bytes), opinion::of(signal, bytes)) {
-        (Ok(ours), Ok(theirs)) => {
-            assert_eq!(ours.items, theirs.items as u64, "items");
-            assert_eq!(ours.identified, theirs.identified as u64, "identified");
-            json::write_json(signal, bytes, &mut Vec::new()).expect("what is valid can be written");
-        }
-        (Err(error), Err(_)) => {
-            assert!(error.offset <= bytes.len() && !error.path.is_empty(), "{error:?}");
-        }
-        (ours, theirs) => panic!("the scan says {ours:?}, prost says {:?}", theirs.map(|opinion| opinion.items)),
-    }
-});
+fuzz_target!(|input: &[u8]| wire::check(input));

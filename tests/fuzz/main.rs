@@ -5,13 +5,17 @@
 
 mod configuration;
 mod framing;
+mod json;
 mod memory;
+mod opinion;
 mod recovery;
+mod wire;
 
 use std::alloc::System;
 use std::path::{Path, PathBuf};
 
 use cap::Cap;
+use forebay::otlp::Signal;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -73,7 +77,7 @@ fn files(dir: &str, extension: &str) -> Vec<Vec<u8>> {
 
 /// One test: the allocator counts for the whole process.
 #[test]
-fn no_input_makes_recovery_configuration_or_framing_panic_or_take_much_memory() {
+fn no_input_makes_a_parser_or_recovery_panic_or_take_much_memory() {
     recovery::check(&[]);
     run(&[], &[], recovery::check);
     for (form, extension) in [(0, "yaml"), (1, "toml")] {
@@ -85,5 +89,14 @@ fn no_input_makes_recovery_configuration_or_framing_panic_or_take_much_memory() 
         run(&files("tests/corpus", extension), &[0xff, 0xff, 0xff, 0xff, 0x0f, 0], framing::check);
     }
     run(&[], &[0xff; 6], framing::check);
+    for (extension, check) in [("pb", wire::check as fn(&[u8])), ("json", json::check)] {
+        for signal in ["traces", "metrics", "logs"] {
+            let first = Signal::ALL.iter().position(|known| known.name() == signal).expect("known") as u8;
+            let whole = files(&format!("tests/corpus/{signal}"), extension);
+            let seeds: Vec<_> = whole.into_iter().map(|bytes| [vec![first], bytes].concat()).collect();
+            run(&seeds, &[], check);
+        }
+        run(&[], &[0xff; 4], check);
+    }
     println!("fuzz: {} KiB at once at the most", ALLOCATOR.max_allocated() >> 10);
 }
