@@ -311,7 +311,7 @@ impl Isolation {
         let settled = match parked.last() {
             None => Settled::by_delivery(),
             Some(last) => match destination.park(letters).await {
-                Some((durable, fate)) => Settled::in_part_by_dead_letters(durable, fate, parked.len() as u64),
+                Some((durable, fates)) => Settled::in_part_by_dead_letters(durable, fates),
                 None => {
                     held.extend(parked.iter().filter_map(|poison| self.sequence_of(poison.item)));
                     why_held = Some(last.failure.message.as_str());
