@@ -67,7 +67,7 @@ fn files(dir: &Path, plan: Option<&Plan>) -> Result<Way, Failure> {
         None => Exporters::default(),
     };
     let letters = Arc::new(DeadLetters::new(shelf, OnFull::Block));
-    Ok(Way::Files(api::router(Api::new(letters, Arc::new(exporters), None))))
+    Ok(Way::Files { router: api::router(Api::new(letters, Arc::new(exporters), None)), damaged: damage.len() })
 }
 
 fn filter(select: &Select, ids: Vec<String>) -> Result<Filter, Failure> {
@@ -174,7 +174,15 @@ async fn export(mut way: Way, export: Export) -> Result<(), Failure> {
             file.sync_all().map_err(failed)?;
         }
     }
-    sieve.end()
+    sieve.end()?;
+    match way {
+        Way::Files { damaged, .. } if damaged > 0 => Err(Failure::Other(
+            "the files are damaged where it was said; what can be read of them was exported\n  \
+             help: letters that lay there are lost, unless they can be read by other means"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
 }
 
 async fn edit(mut way: Way, edit: Edit) -> Result<(), Failure> {
