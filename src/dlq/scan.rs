@@ -230,5 +230,9 @@ mod tests {
         assert!(matches!(shelf.read(ids[1]), Err(LetterError::Damaged { .. })));
         let page = list(&shelf, &of(Reason::Rejected), None, 3, false).expect("read");
         assert_eq!(ids_of(&page), [ids[1], ids[3], ids[4]].map(format_id));
+        // Whoever has to say what is missing is told of the other.
+        let (sure, doubtful) = of(Reason::Rejected).select_with_doubts(&shelf);
+        assert_eq!(sure, of(Reason::Rejected).select(&shelf).expect("read"));
+        assert_eq!(doubtful.iter().map(|doubt| doubt.id).collect::<Vec<_>>(), [ids[2]]);
     }
 }
