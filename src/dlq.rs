@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 use crate::otlp::{Encoding, Signal};
 use crate::storage::dead_letters::{LetterError, NewLetter};
-use crate::storage::{Durable, unix_now_ns};
+use crate::storage::{DeadLetterLog, Durable, Log, unix_now_ns};
 
 pub use capture::{Capture, Captures};
 pub use description::{Description, Origin, Reason};
@@ -36,7 +36,7 @@ pub enum OnFull {
     /// The batch is held in its queue until there is room.
     #[default]
     Block,
-    /// The letter is given up, and counted as dropped.
+    /// What does not fit is given up, and counted as dropped.
     Drop,
 }
 
@@ -57,9 +57,8 @@ pub struct Parcel {
 #[must_use]
 pub struct Parked {
     pub durable: Durable,
-    pub ids: Vec<u64>,
-    /// The queue was full, and [`OnFull::Drop`] gave the letters up.
-    pub dropped: bool,
+    /// One for each letter, in their order; None: there was no room for it, and [`OnFull::Drop`] gave it up.
+    pub ids: Vec<Option<u64>>,
 }
 
 /// The dead-letter queue of a process.
@@ -78,21 +77,58 @@ impl DeadLetters {
         &self.shelf
     }
 
-    /// Keeps the letters, all or none.
+    /// Keeps the letters, all or none; with [`OnFull::Drop`] those for which there is room.
     pub async fn park(&self, parcels: Vec<Parcel>) -> Result<Parked, LetterError> {
         let log = Arc::clone(self.shelf.parked());
+        let on_full = self.on_full;
         let letters: Vec<NewLetter> = parcels.into_iter().map(new_letter).collect();
-        let written = tokio::task::spawn_blocking(move || log.append(letters)).await;
+        let write = move || match on_full {
+            OnFull::Block => log.append(letters).map(|(ids, durable)| (ids.into_iter().map(Some).collect(), durable)),
+            OnFull::Drop => keep_what_fits(&log, letters),
+        };
+        let written = tokio::task::spawn_blocking(write).await;
         let cause = |error| LetterError::Io { operation: "write", cause: std::io::Error::other(error) };
-        match written.map_err(cause)? {
-            Ok((ids, durable)) => Ok(Parked { durable, ids, dropped: false }),
-            Err(error) if error.is_full() && self.on_full == OnFull::Drop => {
-                tracing::error!(%error, "dead letters are dropped, as dead_letters.on_full says");
-                Ok(Parked { durable: crate::storage::Log::durable_for_nothing(), ids: Vec::new(), dropped: true })
+        let (ids, durable) = written.map_err(cause)??;
+        Ok(Parked { durable, ids })
+    }
+}
+
+/// Halves what there is no room for as a whole, until a letter is given up alone.
+fn keep_what_fits(log: &DeadLetterLog, letters: Vec<NewLetter>) -> Result<(Vec<Option<u64>>, Durable), LetterError> {
+    let mut ids = Vec::with_capacity(letters.len());
+    let mut durable = Log::durable_for_nothing();
+    let mut why_dropped = None;
+    let mut parts = vec![letters];
+    while let Some(mut part) = parts.pop() {
+        // The bytes are shared, not copied.
+        match log.append(part.clone()) {
+            Ok((kept, synced)) => {
+                ids.extend(kept.into_iter().map(Some));
+                durable = synced;
             }
-            Err(error) => Err(error),
+            Err(error) if error.is_full() && part.len() > 1 => {
+                let behind = part.split_off(part.len() / 2);
+                parts.extend([behind, part]);
+            }
+            Err(error) if error.is_full() => {
+                ids.push(None);
+                why_dropped = Some(error);
+            }
+            Err(error) => {
+                // The batch comes again, whole: what was kept of it would be there twice.
+                let kept: Vec<u64> = ids.into_iter().flatten().collect();
+                if let Err(error) = log.remove(&kept) {
+                    tracing::warn!(%error, letters = kept.len(), "dead letters may be parked twice");
+                }
+                return Err(error);
+            }
         }
     }
+    if let Some(error) = why_dropped {
+        let dropped = ids.iter().filter(|id| id.is_none()).count();
+        tracing::error!(%error, dropped, "dead letters are dropped, as dead_letters.on_full says");
+    }
+    Ok((ids, durable))
 }
 
 /// As the log keeps it.

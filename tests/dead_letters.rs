@@ -221,7 +221,7 @@ async fn a_replay_that_is_interrupted_loses_nothing_and_goes_on_where_it_was() {
     // What was delivered is gone, what was not is there; the one under way may be both.
     let left = letters(dir).len();
     assert!((1..=9).contains(&left) && left + delivered() >= 12, "{left} left, {} delivered", delivered());
-    // The process ends the broken replay when it next has something to say.
+    // The process ends the broken replay when it sees that its connection is gone.
     let mut output = dlq(&["replay", "--all"], dir);
     eventually("the next replay may begin", async || {
         if stderr(&output).contains("another replay") {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::Plan;
 use crate::dlq::expiry::{self, Calendar};
 use crate::dlq::{self, DeadLetters, Description, OnFull, Parcel, Reason, Shelf};
-use crate::otlp::{Encoding, Signal, resource};
+use crate::otlp::{Encoding, Signal, compression, resource};
 use crate::queue::{Park, Undo, metadata};
 use crate::storage::{Record, Store};
 use crate::telemetry;
@@ -16,6 +16,9 @@ use super::Error;
 /// How often letters past their age are looked for: a tenth of the age, within these.
 const EXPIRY_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const EXPIRY_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+/// So much of a compressed record is inflated to learn whose it is.
+const BEGINNING_BYTES_MAX: usize = 64 << 10;
 
 /// Opens it; what is damaged is said once, here.
 pub fn open(plan: &Plan, store: &Store) -> Result<Arc<DeadLetters>, Error> {
@@ -94,7 +97,50 @@ fn parcel(record: &Record, queue: &str, exporter: &str) -> std::io::Result<Parce
     description.set_metadata(&metadata::decode(&record.metadata));
     if encoding == Encoding::Identity {
         description.set_service_name(resource::service_name(&record.payload));
+    } else {
+        let mut beginning = Vec::new();
+        // It is larger as a rule; what is inflated by then is there all the same.
+        let _ = compression::inflate(encoding, &record.payload, BEGINNING_BYTES_MAX, &mut beginning, &mut |_| true);
+        description.set_service_name(resource::service_name_in_beginning(&beginning));
     }
     let (items, raw_len) = (u64::from(record.items), u64::from(record.raw_len));
     Ok(Parcel { signal, encoding, items, raw_len, description, payload: record.payload.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::otlp::json;
+    use bytes::Bytes;
+
+    #[test]
+    fn what_is_parked_at_the_cap_knows_its_service_however_it_is_compressed() {
+        let spans: Vec<String> =
+            (0..5000u64).map(|n| format!(r#"{{"name":"span {n} of many {}"}}"#, n * 7_919_000_000)).collect();
+        let text = format!(
+            r#"{{"resourceSpans":[{{"resource":{{"attributes":[{{"key":"service.name","value":{{"stringValue":"checkout"}}}}]}},
+            "scopeSpans":[{{"spans":[{}]}}]}}]}}"#,
+            spans.join(",")
+        );
+        let payload: Bytes = json::to_protobuf(Signal::Traces, text.as_bytes()).expect("valid");
+        assert!(payload.len() > 2 * BEGINNING_BYTES_MAX);
+        for encoding in [Encoding::Identity, Encoding::Gzip, Encoding::Zstd] {
+            let stored = compression::compress(encoding, &payload).expect("compressed");
+            for (payload, service) in [(stored.clone(), Some("checkout")), (stored.slice(..4), None)] {
+                let record = Record {
+                    sequence: 1,
+                    signal: Signal::Traces as u8,
+                    encoding: encoding as u8,
+                    items: 5000,
+                    raw_len: 1,
+                    received_unix_ns: 5,
+                    metadata: Bytes::new(),
+                    payload,
+                    guard: None,
+                };
+                let parcel = parcel(&record, "default", "otlp").expect("a letter");
+                assert_eq!(parcel.description.service_name.as_deref(), service, "{encoding:?}");
+            }
+        }
+    }
 }

@@ -19,7 +19,11 @@ use crate::admin::control;
 pub enum Way {
     Process(SendRequest<Body>),
     /// In this very process; whoever made it holds the data directory's lock.
-    Files(Router),
+    Files {
+        router: Router,
+        /// Stretches of the files that could not be read when they were opened.
+        damaged: usize,
+    },
 }
 
 /// Connects to the process that uses the data directory, if one does.
@@ -49,7 +53,7 @@ impl Way {
                 sender.ready().await.map_err(broken)?;
                 sender.send_request(request).await.map_err(broken)?.map(Body::new)
             }
-            Way::Files(router) => match router.clone().oneshot(request).await {
+            Way::Files { router, .. } => match router.clone().oneshot(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
             },

@@ -5,6 +5,7 @@
 mod arguments;
 mod editor;
 mod show;
+mod sieve;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -66,7 +67,7 @@ fn files(dir: &Path, plan: Option<&Plan>) -> Result<Way, Failure> {
         None => Exporters::default(),
     };
     let letters = Arc::new(DeadLetters::new(shelf, OnFull::Block));
-    Ok(Way::Files(api::router(Api::new(letters, Arc::new(exporters), None))))
+    Ok(Way::Files { router: api::router(Api::new(letters, Arc::new(exporters), None)), damaged: damage.len() })
 }
 
 fn filter(select: &Select, ids: Vec<String>) -> Result<Filter, Failure> {
@@ -157,10 +158,10 @@ async fn show(mut way: Way, show: Show) -> Result<(), Failure> {
 
 async fn export(mut way: Way, export: Export) -> Result<(), Failure> {
     let path = format!("/api/v1/dlq/export?{}", query(&filter(&export.select, export.ids)?));
+    let mut sieve = sieve::Sieve::new(output::complain);
     match export.output {
         None => {
-            let write = |bytes: &[u8]| output::print(&String::from_utf8_lossy(bytes));
-            way.stream(Method::GET, &path, Vec::new(), write).await
+            way.stream(Method::GET, &path, Vec::new(), |piece| sieve.take(piece, &mut output::print_bytes)).await?;
         }
         Some(target) => {
             let failed =
@@ -168,9 +169,19 @@ async fn export(mut way: Way, export: Export) -> Result<(), Failure> {
             // Prompts are personal data.
             let mut file =
                 std::fs::File::options().write(true).create_new(true).mode(0o600).open(&target).map_err(failed)?;
-            way.stream(Method::GET, &path, Vec::new(), |bytes| file.write_all(bytes).map_err(failed)).await?;
-            file.sync_all().map_err(failed)
+            let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(failed);
+            way.stream(Method::GET, &path, Vec::new(), |piece| sieve.take(piece, &mut write)).await?;
+            file.sync_all().map_err(failed)?;
         }
+    }
+    sieve.end()?;
+    match way {
+        Way::Files { damaged, .. } if damaged > 0 => Err(Failure::Other(
+            "the files are damaged where it was said; what can be read of them was exported\n  \
+             help: letters that lay there are lost, unless they can be read by other means"
+                .to_owned(),
+        )),
+        _ => Ok(()),
     }
 }
 

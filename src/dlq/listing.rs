@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::otlp::{Encoding, Signal, compression, json};
 use crate::storage::dead_letters::{Letter, LetterError, Row};
 
-use super::scan::Scan;
+use super::scan::{Doubt, Scan};
 use super::{Description, Reason, Shelf};
 
 /// The only key of a payload that is shown as bytes.
@@ -86,7 +86,19 @@ impl Filter {
 
     /// The ids of all letters that are meant, oldest first.
     pub fn select(&self, shelf: &Shelf) -> Result<Vec<u64>, LetterError> {
-        Scan::new(shelf, self, None).map(|found| Ok(found?.letter.row.id)).collect()
+        Scan::new(shelf, self, None).undamaged().map(|found| Ok(found?.letter.row.id)).collect()
+    }
+
+    /// The same, and apart from them the letters of which it cannot be told, for whoever has to say what is missing.
+    pub fn select_with_doubts(&self, shelf: &Shelf) -> (Vec<u64>, Vec<Doubt>) {
+        let (mut ids, mut doubtful) = (Vec::new(), Vec::new());
+        for found in Scan::new(shelf, self, None) {
+            match found {
+                Ok(found) => ids.push(found.letter.row.id),
+                Err(doubt) => doubtful.push(doubt),
+            }
+        }
+        (ids, doubtful)
     }
 }
 
@@ -170,7 +182,7 @@ pub fn list(
     let limit = limit.clamp(1, PAGE_MAX);
     let mut listed = Listed::default();
     let mut last = None;
-    for found in Scan::new(shelf, filter, after) {
+    for found in Scan::new(shelf, filter, after).undamaged() {
         let found = found?;
         if listed.letters.len() == limit {
             listed.next = last.map(format_id);
@@ -181,7 +193,7 @@ pub fn list(
     }
     if counts {
         let is_all = after.is_none() && listed.next.is_none();
-        let count = || Scan::new(shelf, filter, None).try_fold(0, |count, found| found.map(|_| count + 1));
+        let count = || Scan::new(shelf, filter, None).undamaged().try_fold(0, |count, found| found.map(|_| count + 1));
         listed.matching = Some(if is_all { listed.letters.len() } else { count()? });
     }
     Ok(listed)

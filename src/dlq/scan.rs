@@ -10,6 +10,12 @@ use super::{Description, Entry, Filter, Shelf};
 /// Letters that are looked up at once.
 const STRETCH: usize = 1000;
 
+/// A letter of which it cannot be told whether it is meant: its description cannot be read.
+pub struct Doubt {
+    pub id: u64,
+    pub error: LetterError,
+}
+
 /// A letter that is meant.
 pub struct Found {
     pub letter: Located,
@@ -48,21 +54,33 @@ impl<'a> Scan<'a> {
         Scan { filter, letters: Box::new(behind.filter_map(|id| shelf.located(id))) }
     }
 
-    fn judge(&self, letter: Located) -> Result<Option<Found>, LetterError> {
+    fn judge(&self, letter: Located) -> Result<Option<Found>, Doubt> {
         if !self.filter.takes_row(&letter.row) {
             return Ok(None);
         }
         if !self.filter.asks_for_descriptions() {
             return Ok(Some(Found { letter, description: None }));
         }
-        let Some(description) = letter.description()?.map(|bytes| describe(&bytes)) else { return Ok(None) };
+        let id = letter.row.id;
+        let read = letter.description().and_then(|found| found.ok_or(LetterError::Damaged { id }));
+        let description = describe(&read.map_err(|error| Doubt { id, error })?);
         let is_meant = self.filter.takes(&description);
         Ok(is_meant.then_some(Found { letter, description: Some(description) }))
     }
 }
 
+impl Scan<'_> {
+    /// Passes over what is damaged; a disk that cannot be read ends it.
+    pub fn undamaged(self) -> impl Iterator<Item = Result<Found, LetterError>> {
+        self.filter_map(|found| match found {
+            Err(Doubt { error: LetterError::Damaged { .. }, .. }) => None,
+            found => Some(found.map_err(|doubt| doubt.error)),
+        })
+    }
+}
+
 impl Iterator for Scan<'_> {
-    type Item = Result<Found, LetterError>;
+    type Item = Result<Found, Doubt>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -212,5 +230,9 @@ mod tests {
         assert!(matches!(shelf.read(ids[1]), Err(LetterError::Damaged { .. })));
         let page = list(&shelf, &of(Reason::Rejected), None, 3, false).expect("read");
         assert_eq!(ids_of(&page), [ids[1], ids[3], ids[4]].map(format_id));
+        // Whoever has to say what is missing is told of the other.
+        let (sure, doubtful) = of(Reason::Rejected).select_with_doubts(&shelf);
+        assert_eq!(sure, of(Reason::Rejected).select(&shelf).expect("read"));
+        assert_eq!(doubtful.iter().map(|doubt| doubt.id).collect::<Vec<_>>(), [ids[2]]);
     }
 }

@@ -5,12 +5,28 @@ use super::wire::{self, MAX_DEPTH};
 /// `service.name` of the first resource in a valid `Export*ServiceRequest`, which is built alike for all signals.
 pub fn service_name(request: &[u8]) -> Option<&str> {
     let first = delimited_fields(request, 1).next()?;
-    let resource = delimited_fields(first, 1).next()?;
+    service_name_of(delimited_fields(first, 1).next()?)
+}
+
+fn service_name_of(resource: &[u8]) -> Option<&str> {
     let value = delimited_fields(resource, 1).find_map(|pair| {
         let key = delimited_fields(pair, 1).last()?;
         (key == b"service.name").then(|| delimited_fields(pair, 2).last()).flatten()
     })?;
     std::str::from_utf8(delimited_fields(value, 1).last()?).ok()
+}
+
+/// The same from the beginning of a request, if that has the resource as a whole.
+pub fn service_name_in_beginning(beginning: &[u8]) -> Option<&str> {
+    let (number, wire_type, next) = wire::key(beginning, 0, beginning.len()).ok()?;
+    let (len, start) = wire::varint(beginning, next, beginning.len()).ok()?;
+    if (number, wire_type) != (1, 2) {
+        return None;
+    }
+    // The first element may reach further than what is known.
+    let known = &beginning[start..];
+    let first = &known[..usize::try_from(len).map_or(known.len(), |len| len.min(known.len()))];
+    service_name_of(delimited_fields(first, 1).next()?)
 }
 
 /// The values of every field of that number that has a length; ends where the message is not valid.
@@ -52,7 +68,17 @@ mod tests {
             for end in 0..named.len() {
                 let _cut = service_name(&named[..end]);
             }
+            // Of the first resource alone, however much follows and wherever it is cut behind the resource.
+            let nameless_first = format!(r#"{{"{list}":[{{}},{{"resource":{resource}}}]}}"#);
+            let nameless_first = json::to_protobuf(signal, nameless_first.as_bytes()).expect("valid");
+            assert_eq!(service_name_in_beginning(&nameless_first), None);
+            let long = [&named[..], &named].concat();
+            let missed = (0..=long.len()).take_while(|end| service_name_in_beginning(&long[..*end]).is_none()).count();
+            assert!(missed <= named.len());
+            for end in missed..=long.len() {
+                assert_eq!(service_name_in_beginning(&long[..end]), Some("checkout"), "{end} bytes");
+            }
         }
-        assert_eq!(service_name(&[]), None);
+        assert_eq!((service_name(&[]), service_name_in_beginning(&[])), (None, None));
     }
 }

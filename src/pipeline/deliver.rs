@@ -378,7 +378,7 @@ impl Leased {
             }
         }
         match self.destination.park(letters).await {
-            Some((durable, fate)) => self.lease.settle(Settled::by_dead_letters(durable, fate)),
+            Some((durable, fates)) => self.lease.settle(Settled::by_dead_letters(durable, fates)),
             None => self.hold(items, failure.message),
         }
     }

@@ -340,11 +340,10 @@ impl Isolation {
             // Each walks over the whole batch, and there may be thousands: others have their turn.
             tokio::task::yield_now().await;
         }
-        let parked_items = parked.iter().map(|poison| poison.items.len() as u64).sum();
         let settled = match parked.last() {
             None => Settled::by_delivery(),
             Some(last) => match destination.park(letters).await {
-                Some((durable, fate)) => Settled::in_part_by_dead_letters(durable, fate, parked_items),
+                Some((durable, fates)) => Settled::in_part_by_dead_letters(durable, fates),
                 None => {
                     held.extend(parked.iter().filter_map(|poison| self.sequence_of(poison.items.start)));
                     why_held = Some(last.failure.message.as_str());

@@ -8,7 +8,7 @@ use crate::dlq::{DeadLetters, Description, Parcel, Reason};
 use crate::exporters::Failure;
 use crate::otlp::{Encoding, Metadata, Signal, resource};
 use crate::storage::dead_letters::LetterError;
-use crate::storage::{Durable, Fate, unix_now_ns};
+use crate::storage::{Durable, Fate, Fates, unix_now_ns};
 
 use super::Destination;
 
@@ -59,8 +59,9 @@ impl Envelope {
 }
 
 impl Destination {
-    /// Parks the letters and counts them. None: there is no dead-letter queue, or it cannot take them, which is logged.
-    pub(super) async fn park(&self, parcels: Vec<Parcel>) -> Option<(Durable, Fate)> {
+    /// Parks the letters and counts them; what became of their items. None: there is no dead-letter queue, or it cannot
+    /// take them, which is logged.
+    pub(super) async fn park(&self, parcels: Vec<Parcel>) -> Option<(Durable, Fates)> {
         let parking = self.parking.as_ref()?;
         let counts: Vec<_> =
             parcels.iter().map(|parcel| (parcel.signal, parcel.items, parcel.description.reason)).collect();
@@ -71,22 +72,24 @@ impl Destination {
                 return None;
             }
         };
-        for (signal, items, reason) in counts {
-            match parked.dropped {
-                true => self.meter.dropped(&self.id, signal, items, "dead_letters_full"),
+        let mut fates = Fates::default();
+        for ((signal, items, reason), id) in counts.into_iter().zip(&parked.ids) {
+            fates.add(if id.is_some() { Fate::DeadLettered } else { Fate::DeadLettersFull }, items);
+            match id {
+                None => self.meter.dropped(&self.id, signal, items, "dead_letters_full"),
                 // A copy: the items themselves were counted as what became of them.
-                false if reason == Reason::Ambiguous => {}
-                false => self.meter.dead_lettered(&self.id, signal, items, reason.name()),
+                Some(_) if reason == Reason::Ambiguous => {}
+                Some(_) => self.meter.dead_lettered(&self.id, signal, items, reason.name()),
             }
         }
-        if let (Some(first), count) = (parked.ids.first(), parked.ids.len()) {
+        let mut kept = parked.ids.iter().flatten();
+        if let Some(first) = kept.next() {
             tracing::warn!(
-                exporter = %self.id, letters = count, first = format!("{first:016x}"),
+                exporter = %self.id, letters = kept.count() + 1, first = format!("{first:016x}"),
                 "dead letters were parked; see `forebay dlq list`"
             );
         }
-        let fate = if parked.dropped { Fate::DeadLettersFull } else { Fate::DeadLettered };
-        Some((parked.durable, fate))
+        Some((parked.durable, fates))
     }
 }
 

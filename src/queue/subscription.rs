@@ -44,14 +44,14 @@ impl Settled {
         Settled::by_delivery()
     }
 
-    /// They are on disk as dead letters, or were given up for want of room there.
-    pub fn by_dead_letters(_durable: Durable, fate: Fate) -> Settled {
-        Settled { others: Fates::default(), rest: fate }
+    /// They are on disk as dead letters, or were given up for want of room there, as `fates` says.
+    pub fn by_dead_letters(_durable: Durable, fates: Fates) -> Settled {
+        Settled { others: fates, rest: Fate::DeadLettered }
     }
 
-    /// Some of the items are dead letters, the rest was delivered.
-    pub fn in_part_by_dead_letters(_durable: Durable, fate: Fate, items: u64) -> Settled {
-        Settled { others: Fates::of(fate, items), rest: Fate::Delivered }
+    /// The same of some of the items; the rest was delivered.
+    pub fn in_part_by_dead_letters(_durable: Durable, fates: Fates) -> Settled {
+        Settled { others: fates, rest: Fate::Delivered }
     }
 
     /// The destination took the batch, and not so many items of it.

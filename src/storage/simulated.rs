@@ -45,6 +45,8 @@ const ROOT: u64 = 0;
 pub enum Dishonesty {
     /// `sync_data` returns without having written anything.
     LyingSync,
+    /// The same for the files in this directory alone.
+    LyingSyncIn(&'static str),
     /// The directory is never synced.
     NoDirectorySync,
     /// `set_len` does nothing.

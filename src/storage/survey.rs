@@ -99,13 +99,17 @@ impl Survey {
 /// Looks at the whole data directory. [`Depth::Records`] reads and checks every byte.
 pub fn survey(dir: &Path, depth: Depth) -> Result<Survey, StoreError> {
     let disk: Arc<dyn Disk> = Arc::new(ReadOnlyDisk);
+    survey_on(&disk, dir, depth)
+}
+
+pub(super) fn survey_on(disk: &Arc<dyn Disk>, dir: &Path, depth: Depth) -> Result<Survey, StoreError> {
     let entries = disk.list(dir).map_err(StoreError::io("read", dir))?;
     if !entries.iter().any(|entry| entry.name == "FORMAT") {
         let cause = io::Error::new(io::ErrorKind::NotFound, "there is no FORMAT file in it: it is no data directory");
         return Err(StoreError::io("read", dir)(cause));
     }
     let format = super::store::format::check(disk.as_ref(), dir).map(|_| "1".to_owned())?;
-    let account = read_witness(&disk, dir)?;
+    let account = read_witness(disk, dir)?;
     let queues_dir = dir.join("queues");
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     match disk.list(&queues_dir) {
@@ -122,10 +126,10 @@ pub fn survey(dir: &Path, depth: Depth) -> Result<Survey, StoreError> {
     let mut found = Vec::new();
     for (name, encoded) in &names {
         let queue_dir = queues_dir.join(encoded);
-        found.push((name, walk::queue(&disk, &queue_dir, &cursors_of(account.as_ref(), name), depth)?));
+        found.push((name, walk::queue(disk, &queue_dir, &cursors_of(account.as_ref(), name), depth)?));
     }
     // Segments that went while we looked had been settled by then.
-    let later = read_witness(&disk, dir)?;
+    let later = read_witness(disk, dir)?;
     let mut queues = Vec::new();
     for (name, mut queue) in found {
         let mut cursors = cursors_of(account.as_ref(), name);

@@ -6,6 +6,7 @@ pub mod dlq;
 pub mod ledger;
 mod ports;
 pub mod proxy;
+pub mod scene;
 pub mod setup;
 pub mod strace;
 
@@ -186,6 +187,8 @@ pub struct Sink {
     pub too_large: Mutex<Vec<u32>>,
     /// So many spans of each request that is taken are said to be rejected.
     pub reject_spans: AtomicU64,
+    /// Requests of logs that were taken; one with the poison's name anywhere in it is answered 400.
+    pub logs: AtomicU64,
 }
 
 impl Sink {
@@ -205,6 +208,7 @@ impl Sink {
         let sink = Arc::new(Sink::default());
         let router = Router::new()
             .route("/v1/traces", post(take))
+            .route("/v1/logs", post(take_logs))
             .layer(axum::extract::DefaultBodyLimit::max(256 << 20))
             .with_state(Arc::clone(&sink));
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -221,6 +225,15 @@ async fn take(State(sink): State<Arc<Sink>>, body: Bytes) -> Response {
     let partial_success = Some(ExportTracePartialSuccess { rejected_spans, error_message: "not these".to_owned() });
     let answer = ExportTraceServiceResponse { partial_success }.encode_to_vec();
     ([("content-type", "application/x-protobuf")], answer).into_response()
+}
+
+async fn take_logs(State(sink): State<Arc<Sink>>, body: Bytes) -> StatusCode {
+    let poison = sink.poison.lock().clone();
+    if !poison.is_empty() && body.windows(poison.len()).any(|found| found == poison.as_bytes()) {
+        return StatusCode::BAD_REQUEST;
+    }
+    sink.logs.fetch_add(1, Ordering::SeqCst);
+    StatusCode::OK
 }
 
 async fn take_spans(sink: &Sink, body: Bytes) -> StatusCode {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::admin::api::check_rate;
 use crate::cli::arguments::RunArguments;
 
 #[derive(Debug, Subcommand)]
@@ -114,7 +115,7 @@ pub struct Replay {
     #[arg(long, value_name = "EXPORTER")]
     pub to: Option<String>,
     /// Letters a second at the most
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = rate, allow_negative_numbers = true)]
     pub rate: Option<f64>,
     /// Only say how many letters are meant
     #[arg(long)]
@@ -134,4 +135,35 @@ pub struct Purge {
     /// Only say how many letters are meant
     #[arg(long)]
     pub dry_run: bool,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    check_rate(text.parse().map_err(|_| "it is no number".to_owned())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        replay: Replay,
+    }
+
+    #[test]
+    fn a_rate_that_is_none_is_an_error_of_the_command_line_and_not_a_replay_at_full_speed() {
+        for rate in ["nan", "NaN", "inf", "infinity", "0", "-0", "-1", "1e-30", "1e999", "fast", ""] {
+            let error = Line::try_parse_from(["replay", "--all", "--rate", rate]).map(drop).expect_err(rate);
+            let text = error.to_string();
+            assert_eq!(error.exit_code(), 2, "{rate}");
+            assert!(text.contains("at least 0.001 letters a second") || text.contains("it is no number"), "{text}");
+        }
+        for (rate, expected) in [("0.001", 0.001), ("10", 10.0), ("2.5", 2.5)] {
+            let line =
+                Line::try_parse_from(["replay", "--all", "--rate", rate]).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(line.replay.rate, Some(expected));
+        }
+    }
 }

@@ -9,9 +9,10 @@ use std::process::Command;
 use crate::cli::Failure;
 use crate::dlq::{BASE64_KEY, Entry};
 
-/// `$VISUAL`, else `$EDITOR`, else vi, as a command of the shell.
-fn command() -> OsString {
-    ["VISUAL", "EDITOR"].into_iter().find_map(std::env::var_os).unwrap_or_else(|| "vi".into())
+/// `$VISUAL`, else `$EDITOR`, else vi, as a command of the shell. One that is empty is not set.
+fn command(variable: impl Fn(&str) -> Option<OsString>) -> OsString {
+    let is_set = |value: &OsString| !value.is_empty();
+    ["VISUAL", "EDITOR"].into_iter().find_map(|name| variable(name).filter(is_set)).unwrap_or_else(|| "vi".into())
 }
 
 /// A new directory that nobody else may look into.
@@ -47,7 +48,8 @@ pub fn open(entry: &Entry) -> Result<Option<Vec<u8>>, Failure> {
     let edited = (|| {
         let path = write(&dir, &entry.id, &before)?;
         // As git does: the variable may hold a command with options.
-        let status = Command::new("sh").arg("-c").arg("eval \"$0 \\\"\\$1\\\"\"").arg(command()).arg(&path).status()?;
+        let editor = command(|name| std::env::var_os(name));
+        let status = Command::new("sh").arg("-c").arg("eval \"$0 \\\"\\$1\\\"\"").arg(editor).arg(&path).status()?;
         if !status.success() {
             return Err(std::io::Error::other(format!(
                 "the editor ended with {status}; the text is in {}",
@@ -66,5 +68,26 @@ pub fn keep(id: &str, text: &[u8]) -> String {
     match private_dir().and_then(|dir| write(&dir, id, text)) {
         Ok(path) => format!("your text is in {0}; mend it, then `forebay dlq edit {id} --from {0}`", path.display()),
         Err(error) => format!("your text could not be kept: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_variable_counts_as_none() {
+        let chosen = |visual: Option<&str>, editor: Option<&str>| {
+            command(|name| if name == "VISUAL" { visual } else { editor }.map(OsString::from))
+        };
+        for (visual, editor, expected) in [
+            (Some("code --wait"), Some("nano"), "code --wait"),
+            (Some(""), Some("nano"), "nano"),
+            (None, Some("nano"), "nano"),
+            (Some(""), Some(""), "vi"),
+            (None, None, "vi"),
+        ] {
+            assert_eq!(chosen(visual, editor), expected, "{visual:?} {editor:?}");
+        }
     }
 }

@@ -21,6 +21,23 @@ fn ago(unix_ms: u64) -> String {
     }
 }
 
+/// What clients and servers wrote, as one line that does nothing to a terminal.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// A payload, lines kept; other control characters as JSON writes them, in which nothing changes by it.
+fn harmless(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && !matches!(c, '\n' | '\t') {
+            true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
 pub fn list(found: &Listed) -> String {
     if found.letters.is_empty() {
         return "no dead letters\n".to_owned();
@@ -31,8 +48,7 @@ pub fn list(found: &Listed) -> String {
     );
     for entry in &found.letters {
         let description = &entry.description;
-        let message: String =
-            description.message.chars().take(MESSAGE_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let message: String = plain(&description.message).chars().take(MESSAGE_CHARS_MAX).collect();
         let _infallible = writeln!(
             text,
             "{:16}  {:>7}  {:7}  {:>6}  {:10}  {:20}  {:14}  {message}",
@@ -56,7 +72,7 @@ pub fn entry(entry: &Entry) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
-            let _infallible = writeln!(text, "{name:10} {value}");
+            let _infallible = writeln!(text, "{name:10} {}", plain(value));
         }
     };
     line("letter", &entry.id);
@@ -94,7 +110,7 @@ pub fn entry(entry: &Entry) -> String {
                 serde_json::Value::String(text) => text.clone(),
                 value => serde_json::to_string_pretty(value).unwrap_or_default(),
             };
-            let _infallible = writeln!(text, "{shown}");
+            let _infallible = writeln!(text, "{}", harmless(&shown));
         }
     }
     text
@@ -124,7 +140,7 @@ impl ReplayProgress {
                     self.failed += 1;
                     if !self.json {
                         let message = message.as_deref().unwrap_or("no reason");
-                        output::complain(&format_args!("letter {id} stays: {message}"));
+                        output::complain(&format_args!("letter {id} stays: {}", plain(message)));
                     }
                 }
                 if self.has_bar {
@@ -154,5 +170,45 @@ impl ReplayProgress {
             output::print(&format!("{delivered} letters with {items} items {word}, {failed} failed and stay\n"))?;
         }
         if failed > 0 { Err(Failure::Other(format!("{failed} letters could not be delivered"))) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dlq::{Description, Note, Origin, Reason};
+
+    #[test]
+    fn what_clients_and_servers_wrote_does_nothing_to_a_terminal_wherever_it_is_shown() {
+        // Clears the screen, changes the title, goes back and overwrites; C1 does the same in one character.
+        let evil = "a\u{1b}[2J\u{1b}]0;b\u{7}\rc\u{9b}2J\u{7f}\nd";
+        let mut description = Description::new(Reason::Malformed, evil, 0);
+        description.exporter = Some(evil.to_owned());
+        description.status = Some(evil.to_owned());
+        description.queue = evil.to_owned();
+        description.set_service_name(Some(evil));
+        description.origin = Some(Origin {
+            receiver: evil.to_owned(),
+            peer: evil.to_owned(),
+            headers: vec![(evil.to_owned(), evil.to_owned())],
+        });
+        let json = serde_json::json!({ "name": evil });
+        for payload in [None, Some(evil.into()), Some(json.clone())] {
+            let entry = Entry {
+                id: "12".to_owned(),
+                signal: "traces".to_owned(),
+                items: 1,
+                bytes: 1,
+                parked_unix_ms: 0,
+                description: description.clone(),
+                replay: Some(Note { replays: 1, message: evil.to_owned(), at_unix_ms: 0 }),
+                payload,
+            };
+            let shown = super::entry(&entry);
+            assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown:?}");
+            assert!(shown.contains("message    a [2J ]0;b  c 2J  d\n"), "{shown}");
+        }
+        let printed = harmless(&serde_json::to_string_pretty(&json).expect("writes"));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&printed).expect("JSON still"), json);
     }
 }

@@ -319,6 +319,29 @@ async fn without_room_for_letters_only_the_record_with_the_poison_is_held() {
 }
 
 #[tokio::test]
+async fn of_letters_that_do_not_all_fit_those_are_kept_that_do_and_the_others_are_counted_as_dropped() {
+    let mut case = case();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    // One segment, for some of ten letters.
+    case.letters = letters_in(dir.path(), 64 << 10, OnFull::Drop);
+    let long = "x".repeat(10_000);
+    let names: Vec<String> = (0..10).map(|n| format!("poison {n} {long}")).chain(["good".to_owned()]).collect();
+    put_spans(&case.router, &names).await;
+    // And one that has room where they have none.
+    put_spans(&case.router, &["good too".to_owned(), "poison small".to_owned()]).await;
+    let exporter = scripted(hates_poison);
+    case.deliver_all(&case.destination(&exporter, |policy| policy.batch.max_items = 11)).await;
+    assert_eq!(taken(&exporter), ["good", "good too"]);
+    let parked = case.parked();
+    assert!((4..=7).contains(&parked.len()), "{} kept", parked.len());
+    assert!(parked.contains_key(&vec!["poison small".to_owned()]));
+    let ledger = case.log.status().cursors[0].ledger;
+    let counts = [Fate::Delivered, Fate::DeadLettered, Fate::DeadLettersFull].map(|fate| ledger.fates.get(fate));
+    let kept = parked.len() as u64;
+    assert_eq!((counts, ledger.accepted), ([2, kept, 11 - kept], 13));
+}
+
+#[tokio::test]
 async fn what_makes_a_destination_stumble_while_others_pass_is_set_aside_alone() {
     let case = case();
     put_spans(&case.router, &named(16, &[3])).await;

@@ -93,13 +93,32 @@ pub(super) struct Active {
     end: u64,
 }
 
+impl Active {
+    /// What it gives back when it is sealed.
+    fn unused_bytes(&self) -> u64 {
+        self.allocated_bytes - self.end.next_multiple_of(HEADER_PAGE_LEN)
+    }
+}
+
 impl DeadLetterLog {
+    /// Of a fresh segment with room for records of so many bytes.
+    fn segment_len(&self, needed: u64) -> u64 {
+        (RECORDS_START + needed).next_multiple_of(HEADER_PAGE_LEN).max(self.options.segment_bytes())
+    }
+
     /// Writes and syncs the records as one, rolling first when they do not fit; returns the letters' ids.
     pub(super) fn write(&self, state: &mut State, entries: Vec<Entry>, room: Room) -> Result<Vec<u64>, LetterError> {
         entries.iter().try_for_each(|entry| check_len(&entry.letter))?;
         let needed: u64 = entries.iter().map(Entry::record_len).sum();
         let fits = |active: &Active| active.allocated_bytes - active.end >= needed;
         if !state.active.as_ref().is_some_and(fits) {
+            // Before the segment in use gives back its room, which a smaller group may need.
+            if room == Room::Capped && self.options.at_cap == AtCap::Refuse {
+                let unused = state.active.as_ref().map_or(0, Active::unused_bytes);
+                if state.index.allocated_bytes() - unused + self.segment_len(needed) > self.options.max_bytes {
+                    return Err(self.at_cap(state));
+                }
+            }
             self.seal(state);
             state.active = Some(self.roll(state, needed, room)?);
         }
@@ -189,7 +208,7 @@ impl DeadLetterLog {
 
     /// A fresh segment with room for `needed`, its name durable.
     fn roll(&self, state: &mut State, needed: u64, room: Room) -> Result<Active, LetterError> {
-        let len = (RECORDS_START + needed).next_multiple_of(HEADER_PAGE_LEN).max(self.options.segment_bytes());
+        let len = self.segment_len(needed);
         while room == Room::Capped && state.index.allocated_bytes() + len > self.options.max_bytes {
             let oldest = state.index.segments.keys().next().copied();
             match (self.options.at_cap, oldest) {

@@ -146,6 +146,18 @@ fn at_the_cap_letters_are_refused_and_room_comes_back_as_they_end() {
 }
 
 #[test]
+fn a_group_that_does_not_fit_costs_the_segment_in_use_none_of_its_room() {
+    let world = world(1);
+    let (log, _) = open(&world, SMALL);
+    while log.append(vec![letter("full", 10_000)]).is_ok() {}
+    for _ in 0..3 {
+        let error = log.append(vec![letter("large", 5_000); 100]).expect_err("no room");
+        assert!(matches!(error, LetterError::Cap { .. }), "{error}");
+        let _ = log.append(vec![letter("small", 100)]).expect("room");
+    }
+}
+
+#[test]
 fn a_ring_gives_up_its_oldest_and_stays_within_its_cap() {
     let world = world(1);
     let ring = Options { max_bytes: 1 << 20, at_cap: AtCap::DropOldest, first_id: 0 };

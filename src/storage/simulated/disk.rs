@@ -21,6 +21,8 @@ struct SimulatedFile {
     world: Arc<World>,
     boot: u64,
     node: u64,
+    /// Where it lay when it was opened.
+    dir: PathBuf,
 }
 
 /// Held by one process of one boot.
@@ -41,8 +43,9 @@ impl Drop for Lock {
 }
 
 impl SimulatedDisk {
-    fn open_node(&self, node: u64) -> Arc<dyn DiskFile> {
-        Arc::new(SimulatedFile { world: Arc::clone(&self.world), boot: self.boot, node })
+    fn open_node(&self, node: u64, path: &Path) -> Arc<dyn DiskFile> {
+        let dir = path.parent().unwrap_or(path).to_owned();
+        Arc::new(SimulatedFile { world: Arc::clone(&self.world), boot: self.boot, node, dir })
     }
 }
 
@@ -55,7 +58,7 @@ impl Disk for SimulatedDisk {
         }
         let file = File::allocated(allocate_bytes as usize, &mut state.rng, &state.stale);
         let node = state.add(path, Node::File(file))?;
-        state.end(is_last, self.open_node(node))
+        state.end(is_last, self.open_node(node, path))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -63,7 +66,7 @@ impl Disk for SimulatedDisk {
         let is_last = state.begin(self.boot)?;
         let node = state.resolve(path)?;
         state.file_of(node)?;
-        state.end(is_last, self.open_node(node))
+        state.end(is_last, self.open_node(node, path))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -193,7 +196,11 @@ impl DiskFile for SimulatedFile {
             return Err(power_off());
         }
         let fails = state.strikes(|f| &mut f.failing_syncs);
-        let is_honest = state.dishonesty != Some(Dishonesty::LyingSync);
+        let is_honest = match state.dishonesty {
+            Some(Dishonesty::LyingSync) => false,
+            Some(Dishonesty::LyingSyncIn(dir)) => self.dir != Path::new(dir),
+            _ => true,
+        };
         let State { nodes, rng, .. } = state;
         let Some(Node::File(file)) = nodes.get_mut(&self.node) else { return Err(io::ErrorKind::NotFound.into()) };
         if fails {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::storage::cursor::Cursor;
@@ -52,6 +52,15 @@ struct Segment {
     last: Option<u64>,
 }
 
+/// A segment that was looked at, and may be once more when the next one says that something is missing.
+struct Looked {
+    path: PathBuf,
+    id: u64,
+    /// The last sequence before it.
+    last: Option<u64>,
+    segment: Segment,
+}
+
 pub fn queue(
     disk: &Arc<dyn Disk>,
     dir: &Path,
@@ -71,42 +80,31 @@ pub fn queue(
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(StoreError::io("list", dir)(error)),
     };
+    let mut before: Option<Looked> = None;
     for entry in entries.iter().filter(|entry| !entry.is_dir) {
         let path = dir.join(&entry.name);
         if entry.name.ends_with(".damaged") {
             walked.survey.set_aside.push(entry.name.clone());
         }
         let Some(id) = segment::parse_file_name(&entry.name) else { continue };
-        let look = || look(disk, &path, id, cursors, walked.last, depth).map_err(StoreError::io("read", &path));
-        let Some(mut segment) = look()? else { continue };
+        let look = |path: &Path, id, last| look_twice(|| look(disk, path, id, cursors, last, depth), path);
+        let mut last = before.as_ref().and_then(|before| before.segment.last);
+        let Some(mut segment) = look(&path, id, last)? else { continue };
         for _ in 1..LOOKS_MAX {
-            if segment.gaps.is_empty() {
-                break;
-            }
-            let Some(again) = look()? else {
-                segment = Segment::default();
-                break;
-            };
-            let before = std::mem::replace(&mut segment, again);
-            segment.gaps.retain(|gap| before.gaps.iter().any(|other| other.damage.offset == gap.damage.offset));
+            let (false, Some(before)) = (segment.missing.is_empty(), &mut before) else { break };
+            // Its owner may have gone on in the segment before this one after we had been there.
+            let Some(again) = look(&before.path, before.id, before.last)? else { break };
+            before.segment = again;
+            last = before.segment.last;
+            let Some(again) = look(&path, id, last)? else { break };
+            segment = again;
         }
-        if segment.survey.segment.is_empty() {
-            continue;
+        if let Some(before) = before.replace(Looked { path, id, last, segment }) {
+            walked.take(before.segment, &mut lags);
         }
-        for (name, lag) in segment.lags {
-            let sum = lags.entry(name).or_default();
-            sum.lag_records += lag.lag_records;
-            sum.lag_items += lag.lag_items;
-            sum.lag_bytes += lag.lag_bytes;
-            sum.oldest_unix_ns = sum.oldest_unix_ns.or(lag.oldest_unix_ns);
-        }
-        walked.last = segment.last.or(walked.last);
-        walked.missing.extend(segment.missing);
-        walked.survey.records += segment.survey.records;
-        walked.survey.items += segment.survey.items;
-        walked.survey.allocated_bytes += segment.survey.allocated_bytes;
-        walked.gaps.extend(segment.gaps);
-        walked.survey.segments.push(segment.survey);
+    }
+    if let Some(before) = before {
+        walked.take(before.segment, &mut lags);
     }
     walked.survey.next_sequence = walked.last.map_or(0, |last| last + 1);
     walked.survey.cursors = lags.into_values().collect();
@@ -114,6 +112,23 @@ pub fn queue(
 }
 
 impl Walked {
+    fn take(&mut self, segment: Segment, lags: &mut BTreeMap<String, CursorSurvey>) {
+        for (name, lag) in segment.lags {
+            let sum = lags.entry(name).or_default();
+            sum.lag_records += lag.lag_records;
+            sum.lag_items += lag.lag_items;
+            sum.lag_bytes += lag.lag_bytes;
+            sum.oldest_unix_ns = sum.oldest_unix_ns.or(lag.oldest_unix_ns);
+        }
+        self.last = segment.last.or(self.last);
+        self.missing.extend(segment.missing);
+        self.survey.records += segment.survey.records;
+        self.survey.items += segment.survey.items;
+        self.survey.allocated_bytes += segment.survey.allocated_bytes;
+        self.gaps.extend(segment.gaps);
+        self.survey.segments.push(segment.survey);
+    }
+
     /// Of what was not met, what some cursor still needs is lost; holes were reported already, or never acknowledged.
     /// Without cursors (nobody reads it, or there is no witness) what was given back and what was lost look the same.
     pub fn note_missing(&mut self, cursors: &BTreeMap<String, Cursor>, durable_end: u64, holes: &RangeSet) {
@@ -149,6 +164,21 @@ impl Walked {
             }
         }
     }
+}
+
+/// Looks again at what seems damaged; what was seen once only was being written. None when it is no longer there.
+fn look_twice(look: impl Fn() -> io::Result<Option<Segment>>, path: &Path) -> Result<Option<Segment>, StoreError> {
+    let look = || look().map_err(StoreError::io("read", path));
+    let Some(mut segment) = look()? else { return Ok(None) };
+    for _ in 1..LOOKS_MAX {
+        if segment.gaps.is_empty() {
+            break;
+        }
+        let Some(again) = look()? else { return Ok(None) };
+        let before = std::mem::replace(&mut segment, again);
+        segment.gaps.retain(|gap| before.gaps.iter().any(|other| other.damage.offset == gap.damage.offset));
+    }
+    Ok(Some(segment))
 }
 
 /// One look at one segment; None when it is no longer there.
