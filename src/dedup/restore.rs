@@ -1,7 +1,6 @@
 //! What a restart brings back: fingerprints that still stand for records, and those of records that have none yet.
 
 use std::io;
-use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -89,11 +88,11 @@ pub fn restore(gate: &QueueGate, log: &Log, blocks: &[Block], is_fresh: bool) ->
     Ok(restored)
 }
 
-pub fn forget(gate: &QueueGate, sequences: Range<u64>) {
+pub fn forget(gate: &QueueGate, sequences: &RangeSet) {
     let now = gate.clock.now();
     let sets = [gate.requests.as_ref(), gate.spans.as_ref().map(|(_, seen)| seen)];
     for seen in sets.into_iter().flatten() {
-        seen.forget(&sequences, now);
+        sequences.iter().for_each(|range| seen.forget(&range, now));
     }
 }
 
@@ -120,6 +119,11 @@ fn rebuild(
                 break;
             }
             position = chunk.next;
+            for lost in &chunk.lost {
+                // Whoever comes by later is not told of it again. Its fingerprint may be there all the same.
+                found.retain(|(_, sequence, ..)| !lost.sequences.contains(sequence));
+                gate.journal.forget_before(&gate.queue, gate.incarnation, lost.sequences.clone());
+            }
             for record in chunk.records.iter().filter(|record| gap.contains(&record.sequence)) {
                 left = left.saturating_sub(u64::from(record.raw_len).max(1));
                 let unix_seconds = record.received_unix_ns / 1_000_000_000;
