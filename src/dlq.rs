@@ -10,6 +10,7 @@ pub mod capture;
 mod description;
 mod edit;
 pub mod expiry;
+pub mod given_up;
 mod listing;
 mod scan;
 pub mod shelf;
@@ -25,6 +26,7 @@ use crate::storage::{Durable, unix_now_ns};
 pub use capture::{Capture, Captures};
 pub use description::{Description, Origin, Reason};
 pub use edit::{EditError, edit};
+pub use given_up::{Records, SeenBefore};
 pub use listing::{
     BASE64_KEY, Entry, Filter, Listed, Note, format_id, list, parse_id, payload_json, payload_protobuf, show,
 };
@@ -67,11 +69,17 @@ pub struct Parked {
 pub struct DeadLetters {
     shelf: Arc<Shelf>,
     on_full: OnFull,
+    memory: SeenBefore,
 }
 
 impl DeadLetters {
     pub fn new(shelf: Shelf, on_full: OnFull) -> DeadLetters {
-        DeadLetters { shelf: Arc::new(shelf), on_full }
+        DeadLetters { shelf: Arc::new(shelf), on_full, memory: SeenBefore::none() }
+    }
+
+    /// Who is told of what ends undelivered.
+    pub fn remembered_by(self, memory: SeenBefore) -> DeadLetters {
+        DeadLetters { memory, ..self }
     }
 
     pub fn shelf(&self) -> &Arc<Shelf> {
@@ -81,17 +89,31 @@ impl DeadLetters {
     /// Keeps the letters, all or none.
     pub async fn park(&self, parcels: Vec<Parcel>) -> Result<Parked, LetterError> {
         let log = Arc::clone(self.shelf.parked());
+        let mut records = Records::default();
+        parcels.iter().for_each(|parcel| records.add(&parcel.description));
         let letters: Vec<NewLetter> = parcels.into_iter().map(new_letter).collect();
         let written = tokio::task::spawn_blocking(move || log.append(letters)).await;
         let cause = |error| LetterError::Io { operation: "write", cause: std::io::Error::other(error) };
         match written.map_err(cause)? {
             Ok((ids, durable)) => Ok(Parked { durable, ids, dropped: false }),
             Err(error) if error.is_full() && self.on_full == OnFull::Drop => {
+                let memory = self.memory.clone();
+                tokio::task::spawn_blocking(move || memory.forget(&records)).await.map_err(cause)??;
                 tracing::error!(%error, "dead letters are dropped, as dead_letters.on_full says");
                 Ok(Parked { durable: crate::storage::Log::durable_for_nothing(), ids: Vec::new(), dropped: true })
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Ends letters for good, undelivered; returns how many there were. Reads and writes the disk.
+    pub fn purge(&self, ids: &[u64]) -> Result<usize, LetterError> {
+        let mut records = Records::default();
+        for letter in ids.iter().filter_map(|id| self.shelf.located(*id)) {
+            records.add_letter(&letter)?;
+        }
+        self.memory.forget(&records)?;
+        self.shelf.remove(ids)
     }
 }
 

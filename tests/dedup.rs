@@ -4,47 +4,11 @@ mod support;
 
 use std::time::Duration;
 
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message;
-use support::setup::Setup;
+use support::dedup::{HEADER, names, rewrite, send, send_message, setup};
 use support::{Sink, client, eventually, free_ports, request, span};
-
-const HEADER: &str = "forebay-deduplicated";
-
-fn setup(sink: &str) -> Setup {
-    let exporter = format!(
-        "{{endpoint: \"{sink}\", retry_on_failure: {{initial_interval: 20ms, max_interval: 100ms}}, \
-         sending_queue: {{batch: {{flush_timeout: 5ms}}}}}}"
-    );
-    Setup::new("otlp_http", &exporter, "{}")
-}
-
-fn rewrite(setup: &Setup, from: &str, to: &str) {
-    let text = std::fs::read_to_string(setup.config()).expect("readable");
-    assert!(text.contains(from), "{text}");
-    std::fs::write(setup.config(), text.replace(from, to)).expect("written");
-}
-
-async fn send(setup: &Setup, client: &reqwest::Client, names: &[String]) -> Option<u64> {
-    send_message(setup, client, request(names)).await
-}
-
-/// How many of its items were known already, as the answer says.
-async fn send_message(setup: &Setup, client: &reqwest::Client, message: Vec<u8>) -> Option<u64> {
-    let url = format!("http://127.0.0.1:{}/v1/traces", setup.http_port);
-    let sending = client.post(url).header("content-type", "application/x-protobuf").body(message).send();
-    let answer = sending.await.expect("answered");
-    assert_eq!(answer.status(), 200);
-    let header = answer.headers().get(HEADER).map(|value| value.to_str().expect("text").parse().expect("a number"));
-    let body = answer.bytes().await.expect("a body");
-    assert_eq!(ExportTraceServiceResponse::decode(body).expect("decodes"), Default::default(), "full success");
-    header
-}
-
-fn names(range: std::ops::Range<u32>) -> Vec<String> {
-    range.map(|n| format!("span-{n}")).collect()
-}
 
 #[tokio::test]
 async fn a_retry_is_acknowledged_and_not_stored_also_after_a_restart_and_after_kill_9() {

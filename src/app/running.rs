@@ -42,11 +42,11 @@ impl Running {
         memory: &Memory,
         store: &Arc<Store>,
         receivers: Vec<Bound>,
-        seen_before: &OnceLock<Arc<Dedup>>,
+        seen_before: &Arc<OnceLock<Arc<Dedup>>>,
     ) -> Result<Running, super::Error> {
         let drain = Drain::default();
         let deliveries = TaskTracker::new();
-        let dead_letters = letters::open(plan, store)?;
+        let dead_letters = letters::open(plan, store, seen_before)?;
         let built = build::build(plan, data_dir, store, &dead_letters, memory, (&drain, &deliveries), seen_before)?;
         deliveries.close();
         let overflow = Overflow::start(store, built.givers)

@@ -337,7 +337,8 @@ impl Isolation {
         let items = poison.item..poison.item + 1;
         let payload = self.part_payload(&Part { items, attempts: 0, is_suspect: false, is_certain: false });
         let id = &self.leased.destination.id;
-        self.envelope.letter(id, reason, &poison.failure, poison.attempts, 1, payload)
+        let envelope = Envelope { sequence: self.sequence_of(poison.item), ..self.envelope.clone() };
+        envelope.letter(id, reason, &poison.failure, poison.attempts, 1, payload)
     }
 
     /// The record that an item came in.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod dedup;
 pub mod dlq;
 pub mod ledger;
 mod ports;
