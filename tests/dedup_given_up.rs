@@ -212,3 +212,55 @@ async fn what_was_seen_before_dedup_was_off_for_a_run_may_come_again() {
     assert_eq!(send(&setup, &client, &names(0..10)).await, Some(10));
     forebay.kill();
 }
+
+/// Flips a bit in the only place in the queues' segments where that text stands first.
+fn damage(data_dir: &std::path::Path, text: &str) {
+    let mut dirs = vec![data_dir.join("queues")];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).expect("listed") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let mut bytes = std::fs::read(&path).expect("read");
+            if let Some(at) = bytes.windows(text.len()).position(|window| window == text.as_bytes()) {
+                bytes[at] ^= 1;
+                return std::fs::write(&path, bytes).expect("written");
+            }
+        }
+    }
+    panic!("{text} is in no segment");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_damaged_on_disk_may_come_again_whether_a_start_or_a_delivery_finds_it() {
+    for is_killed in [true, false] {
+        let [dead_port] = free_ports();
+        let setup = setup_with(&format!("http://127.0.0.1:{dead_port}"), "", "{}");
+        let client = client();
+        let forebay = setup.start(&client).await;
+        for n in 1..4 {
+            assert_eq!(send(&setup, &client, &names(n * 10..n * 10 + 10)).await, None);
+        }
+        // A start looks at what no checkpoint covers; after a clean stop whoever reads it first meets it.
+        if is_killed {
+            forebay.kill()
+        } else {
+            assert_eq!(forebay.stop().await, 0)
+        }
+        damage(&setup.dir.path().join("data"), "span-25");
+        let forebay = setup.start(&client).await;
+        let reason = if is_killed { "records failed their check" } else { "a record failed its check" };
+        eventually("the damage is found", async || log(&setup).contains(reason)).await;
+        if is_killed {
+            assert_eq!(send(&setup, &client, &names(10..20)).await, Some(10), "its neighbour is whole");
+        }
+        assert_eq!(send(&setup, &client, &names(20..30)).await, None, "nobody has it: {}", log(&setup));
+        assert_eq!(send(&setup, &client, &names(20..30)).await, Some(10));
+        forebay.kill();
+        let forebay = setup.start(&client).await;
+        assert_eq!(send(&setup, &client, &names(20..30)).await, Some(10), "the new one is there");
+        forebay.kill();
+    }
+}
