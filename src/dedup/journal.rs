@@ -34,6 +34,8 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// After a failure nothing is written for so long.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 const FORGOTTEN_RANGES_MAX: usize = 64;
+/// Ranges of one queue that wait to be written; more are joined, which forgets too much.
+const PENDING_RANGES_MAX: usize = 4096;
 
 #[derive(Default)]
 struct Pending {
@@ -59,7 +61,9 @@ impl Pending {
             return;
         }
         self.carry(queue.clone(), range.clone());
-        self.forgotten.entry(queue).or_default().insert(range);
+        let ranges = self.forgotten.entry(queue).or_default();
+        ranges.insert(range);
+        join_oldest(ranges, PENDING_RANGES_MAX);
     }
 }
 

@@ -39,15 +39,17 @@ pub fn restore(gate: &QueueGate, log: &Log, blocks: &[Block], is_fresh: bool) ->
     let mut found: Ages = Vec::new();
     let mut covered = RangeSet::new();
     let mut void = RangeSet::new();
-    let sections = blocks.iter().flat_map(|block| &block.sections);
+    let mut forgotten = RangeSet::new();
+    // The last first: what is forgotten is so for all that was written before.
+    let sections = blocks.iter().rev().flat_map(|block| block.sections.iter().rev());
     for section in sections.filter(|section| section.queue == gate.queue && section.incarnation == gate.incarnation) {
         for range in section.forgotten.chunks_exact(2).map(|pair| pair[0]..pair[1]) {
-            found.retain(|(_, sequence, ..)| !range.contains(sequence));
-            covered.insert(range);
+            covered.insert(range.clone());
+            forgotten.insert(range);
         }
         let levels = [Level::Request, Level::Span];
         let Some(level) = levels.into_iter().find(|level| level_code(gate, *level) == section.level) else { continue };
-        for group in &section.groups {
+        for group in section.groups.iter().filter(|group| !forgotten.contains(group.sequence)) {
             let is_there = group.sequence < end && !log.missing_at_start().contains(group.sequence);
             #[cfg(test)]
             let is_there = is_there || mutant::is_on(Mutant::UncheckedFingerprint);
