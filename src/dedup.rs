@@ -42,7 +42,7 @@ use crate::queue::Gate;
 use crate::storage::log::Drive;
 #[cfg(test)]
 use crate::storage::mutant::{self, Mutant};
-use crate::storage::{Disk, Log, Space};
+use crate::storage::{Disk, Log, RangeSet, Space};
 
 use clock::Clock;
 use gate::{Handle, QueueGate};
@@ -98,10 +98,12 @@ impl Dedup {
     pub fn open(ground: Ground, wanted: Vec<Wanted>) -> io::Result<Option<(Dedup, BTreeMap<String, Restored>)>> {
         let wanted: Vec<Wanted> =
             wanted.into_iter().filter(|queue| queue.requests.is_some() || queue.spans.is_some()).collect();
+        let Ground { disk, space, data_dir, clock, drive } = ground;
         if wanted.is_empty() {
+            // From now on nobody notes what is given up.
+            forget_everything(disk.as_ref(), &data_dir)?;
             return Ok(None);
         }
-        let Ground { disk, space, data_dir, clock, drive } = ground;
         let dir = make_dir(disk.as_ref(), &data_dir)?;
         let (keys, is_fresh) = Keys::open(disk.as_ref(), &dir)?;
         let bounds = || wanted.iter().flat_map(|queue| queue.requests.into_iter().chain(queue.spans.map(|(_, b)| b)));
@@ -109,6 +111,8 @@ impl Dedup {
         let window_max = bounds().map(|bounds| bounds.window).max().unwrap_or_default();
         let limits = (bytes_max, window_max);
         let (journal, blocks) = Journal::open(disk, space, &dir, clock.clone(), limits, is_fresh)?;
+        let is_wanted = |queue: &str| wanted.iter().any(|wanted| wanted.log.id() == queue);
+        journal.forget_unwatched(&blocks, is_wanted);
         let (journal, keys) = (Arc::new(journal), Arc::new(keys));
         let mut gates = BTreeMap::new();
         let mut report = BTreeMap::new();
@@ -148,12 +152,16 @@ impl Dedup {
 
     /// These records are gone or given up: what they held may come again.
     pub fn forget(&self, queue: &str, sequences: Range<u64>) {
+        self.forget_all(queue, &RangeSet::from_iter([sequences]));
+    }
+
+    pub fn forget_all(&self, queue: &str, sequences: &RangeSet) {
         #[cfg(test)]
         if mutant::is_on(Mutant::NothingForgotten) {
             return;
         }
         if let Some(gate) = self.gates.get(queue).filter(|_| !sequences.is_empty()) {
-            restore::forget(gate, sequences.clone());
+            restore::forget(gate, sequences);
             self.journal.forget(queue, gate.incarnation, sequences);
         }
     }
@@ -198,6 +206,16 @@ impl Dedup {
 impl Drop for Dedup {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Of a directory that no process has open: the next start believes no fingerprint, and makes none from records.
+pub fn forget_everything(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    let dir = data_dir.join(DIR_NAME);
+    match disk.remove(&dir.join(keys::SECRET_FILE)) {
+        Ok(()) => disk.sync_dir(&dir),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

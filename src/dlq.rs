@@ -10,6 +10,7 @@ pub mod capture;
 mod description;
 mod edit;
 pub mod expiry;
+pub mod given_up;
 mod listing;
 mod scan;
 pub mod shelf;
@@ -25,6 +26,7 @@ use crate::storage::{DeadLetterLog, Durable, Log, unix_now_ns};
 pub use capture::{Capture, Captures};
 pub use description::{Description, Origin, Reason};
 pub use edit::{EditError, edit};
+pub use given_up::{Records, SeenBefore};
 pub use listing::{
     BASE64_KEY, Entry, Filter, Listed, Note, format_id, list, parse_id, payload_json, payload_protobuf, show,
 };
@@ -66,11 +68,17 @@ pub struct Parked {
 pub struct DeadLetters {
     shelf: Arc<Shelf>,
     on_full: OnFull,
+    memory: SeenBefore,
 }
 
 impl DeadLetters {
     pub fn new(shelf: Shelf, on_full: OnFull) -> DeadLetters {
-        DeadLetters { shelf: Arc::new(shelf), on_full }
+        DeadLetters { shelf: Arc::new(shelf), on_full, memory: SeenBefore::none() }
+    }
+
+    /// Who is told of what ends undelivered.
+    pub fn remembered_by(self, memory: SeenBefore) -> DeadLetters {
+        DeadLetters { memory, ..self }
     }
 
     pub fn shelf(&self) -> &Arc<Shelf> {
@@ -81,23 +89,72 @@ impl DeadLetters {
     pub async fn park(&self, parcels: Vec<Parcel>) -> Result<Parked, LetterError> {
         let log = Arc::clone(self.shelf.parked());
         let on_full = self.on_full;
+        let memory = self.memory.clone();
+        let records: Vec<Records> = parcels.iter().map(|parcel| Records::of(&parcel.description)).collect();
         let letters: Vec<NewLetter> = parcels.into_iter().map(new_letter).collect();
         let write = move || match on_full {
             OnFull::Block => log.append(letters).map(|(ids, durable)| (ids.into_iter().map(Some).collect(), durable)),
-            OnFull::Drop => keep_what_fits(&log, letters),
+            OnFull::Drop => keep_what_fits(&log, letters, &records, &memory),
         };
         let written = tokio::task::spawn_blocking(write).await;
         let cause = |error| LetterError::Io { operation: "write", cause: std::io::Error::other(error) };
         let (ids, durable) = written.map_err(cause)??;
         Ok(Parked { durable, ids })
     }
+
+    /// Ends letters for good, undelivered; returns how many there were. Reads and writes the disk.
+    pub fn purge(&self, ids: &[u64]) -> Result<usize, LetterError> {
+        let mut records = Records::default();
+        for letter in ids.iter().filter_map(|id| self.shelf.located(*id)) {
+            records.add_letter(&letter)?;
+        }
+        self.memory.forget(&records)?;
+        self.shelf.remove(ids)
+    }
 }
 
-/// Halves what there is no room for as a whole, until a letter is given up alone.
-fn keep_what_fits(log: &DeadLetterLog, letters: Vec<NewLetter>) -> Result<(Vec<Option<u64>>, Durable), LetterError> {
+/// One for each letter, in their order; None: there is no room for it.
+type Places = Vec<Option<u64>>;
+
+/// What has no room is forgotten by `memory` before it is given up. `records`: of each letter.
+fn keep_what_fits(
+    log: &DeadLetterLog,
+    letters: Vec<NewLetter>,
+    records: &[Records],
+    memory: &SeenBefore,
+) -> Result<(Places, Durable), LetterError> {
     let mut ids = Vec::with_capacity(letters.len());
+    let kept = fill(log, letters, &mut ids).and_then(|(durable, full)| {
+        if let Some(error) = full {
+            let mut dropped = Records::default();
+            ids.iter().zip(records).filter(|(id, _)| id.is_none()).for_each(|(_, records)| dropped.extend(records));
+            memory.forget(&dropped)?;
+            let count = ids.iter().filter(|id| id.is_none()).count();
+            tracing::error!(%error, dropped = count, "dead letters are dropped, as dead_letters.on_full says");
+        }
+        Ok(durable)
+    });
+    match kept {
+        Ok(durable) => Ok((ids, durable)),
+        Err(error) => {
+            // The batch comes again, whole: what was kept of it would be there twice.
+            let kept: Vec<u64> = ids.into_iter().flatten().collect();
+            if let Err(error) = log.remove(&kept) {
+                tracing::warn!(%error, letters = kept.len(), "dead letters may be parked twice");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Halves what there is no room for as a whole, until one letter has none alone; why that was.
+fn fill(
+    log: &DeadLetterLog,
+    letters: Vec<NewLetter>,
+    ids: &mut Places,
+) -> Result<(Durable, Option<LetterError>), LetterError> {
     let mut durable = Log::durable_for_nothing();
-    let mut why_dropped = None;
+    let mut full = None;
     let mut parts = vec![letters];
     while let Some(mut part) = parts.pop() {
         // The bytes are shared, not copied.
@@ -112,23 +169,12 @@ fn keep_what_fits(log: &DeadLetterLog, letters: Vec<NewLetter>) -> Result<(Vec<O
             }
             Err(error) if error.is_full() => {
                 ids.push(None);
-                why_dropped = Some(error);
+                full = Some(error);
             }
-            Err(error) => {
-                // The batch comes again, whole: what was kept of it would be there twice.
-                let kept: Vec<u64> = ids.into_iter().flatten().collect();
-                if let Err(error) = log.remove(&kept) {
-                    tracing::warn!(%error, letters = kept.len(), "dead letters may be parked twice");
-                }
-                return Err(error);
-            }
+            Err(error) => return Err(error),
         }
     }
-    if let Some(error) = why_dropped {
-        let dropped = ids.iter().filter(|id| id.is_none()).count();
-        tracing::error!(%error, dropped, "dead letters are dropped, as dead_letters.on_full says");
-    }
-    Ok((ids, durable))
+    Ok((durable, full))
 }
 
 /// As the log keeps it.

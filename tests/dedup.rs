@@ -4,47 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
-use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
-use prost::Message;
-use support::setup::Setup;
-use support::{Sink, client, eventually, free_ports, request, span};
-
-const HEADER: &str = "forebay-deduplicated";
-
-fn setup(sink: &str) -> Setup {
-    let exporter = format!(
-        "{{endpoint: \"{sink}\", retry_on_failure: {{initial_interval: 20ms, max_interval: 100ms}}, \
-         sending_queue: {{batch: {{flush_timeout: 5ms}}}}}}"
-    );
-    Setup::new("otlp_http", &exporter, "{}")
-}
-
-fn rewrite(setup: &Setup, from: &str, to: &str) {
-    let text = std::fs::read_to_string(setup.config()).expect("readable");
-    assert!(text.contains(from), "{text}");
-    std::fs::write(setup.config(), text.replace(from, to)).expect("written");
-}
-
-async fn send(setup: &Setup, client: &reqwest::Client, names: &[String]) -> Option<u64> {
-    send_message(setup, client, request(names)).await
-}
-
-/// How many of its items were known already, as the answer says.
-async fn send_message(setup: &Setup, client: &reqwest::Client, message: Vec<u8>) -> Option<u64> {
-    let url = format!("http://127.0.0.1:{}/v1/traces", setup.http_port);
-    let sending = client.post(url).header("content-type", "application/x-protobuf").body(message).send();
-    let answer = sending.await.expect("answered");
-    assert_eq!(answer.status(), 200);
-    let header = answer.headers().get(HEADER).map(|value| value.to_str().expect("text").parse().expect("a number"));
-    let body = answer.bytes().await.expect("a body");
-    assert_eq!(ExportTraceServiceResponse::decode(body).expect("decodes"), Default::default(), "full success");
-    header
-}
-
-fn names(range: std::ops::Range<u32>) -> Vec<String> {
-    range.map(|n| format!("span-{n}")).collect()
-}
+use opentelemetry_proto::tonic::trace::v1::Span;
+use support::dedup::{HEADER, names, rewrite, send, send_message, setup};
+use support::{Sink, client, eventually, free_ports, request, span, spans_message};
 
 #[tokio::test]
 async fn a_retry_is_acknowledged_and_not_stored_also_after_a_restart_and_after_kill_9() {
@@ -104,13 +66,6 @@ async fn of_a_thousand_spans_of_which_400_were_seen_600_are_stored_over_http_and
     assert_eq!(forebay.stop().await, 0);
 }
 
-/// One message of these spans, as it is sent.
-fn message(spans: Vec<Span>) -> Vec<u8> {
-    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
-    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
-    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
-}
-
 #[tokio::test]
 async fn real_double_senders_keep_their_data() {
     let (sink, address) = Sink::start().await;
@@ -120,13 +75,13 @@ async fn real_double_senders_keep_their_data() {
     let forebay = setup.start(&client).await;
     // One id: the client's and the server's side of Zipkin, a pending span and its end.
     let sides = ["client side", "server side", "pending", "ended"];
-    let twins = sides.map(|name| message(vec![Span { name: name.to_owned(), ..span("twin") }]));
+    let twins = sides.map(|name| spans_message(vec![Span { name: name.to_owned(), ..span("twin") }]));
     for twin in twins.iter().chain(&twins[..1]) {
         send_message(&setup, &client, twin.clone()).await;
     }
     // No id: the request is exempt, its other span is not.
     let nameless = Span { span_id: Vec::new(), ..span("without an id") };
-    let mixed = message(vec![span("with an id"), nameless]);
+    let mixed = spans_message(vec![span("with an id"), nameless]);
     assert_eq!(send_message(&setup, &client, mixed.clone()).await, None);
     assert_eq!(send_message(&setup, &client, mixed).await, Some(1));
     eventually("all is delivered", async || {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -58,8 +58,8 @@ pub fn build(
     store: &Store,
     dead_letters: &Arc<DeadLetters>,
     memory: &Memory,
-    drain: &Drain,
-    deliveries: &TaskTracker,
+    (drain, deliveries): (&Drain, &TaskTracker),
+    seen_before: &OnceLock<Arc<Dedup>>,
 ) -> Result<Built, Error> {
     let mut leaves_machine = false;
     let mut local_paths = Vec::new();
@@ -119,6 +119,10 @@ pub fn build(
         queues.push((pipeline, log));
     }
     let dedup = seen::open(plan, memory, store, &queues)?;
+    if let Some(dedup) = &dedup {
+        // Storage tells it what is gone from the first delivery's first read on; nobody else sets it.
+        let _ = seen_before.set(Arc::clone(dedup));
+    }
     for (pipeline, log) in &queues {
         let gate = dedup.as_ref().and_then(|dedup| dedup.gate(log.id()));
         for (receiver, router) in plan.receivers.iter().zip(&mut routers) {

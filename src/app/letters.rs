@@ -1,11 +1,12 @@
 //! The dead-letter queue of this process: opened with the store, its figures and its ages watched.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::config::Plan;
+use crate::dedup::Dedup;
 use crate::dlq::expiry::{self, Calendar};
-use crate::dlq::{self, DeadLetters, Description, OnFull, Parcel, Reason, Shelf};
+use crate::dlq::{self, DeadLetters, Description, OnFull, Parcel, Reason, SeenBefore, Shelf};
 use crate::otlp::{Encoding, Signal, compression, resource};
 use crate::queue::{Park, Undo, metadata};
 use crate::storage::{Record, Store};
@@ -21,7 +22,7 @@ const EXPIRY_INTERVAL_MAX: Duration = Duration::from_secs(60);
 const BEGINNING_BYTES_MAX: usize = 64 << 10;
 
 /// Opens it; what is damaged is said once, here.
-pub fn open(plan: &Plan, store: &Store) -> Result<Arc<DeadLetters>, Error> {
+pub fn open(plan: &Plan, store: &Store, seen_before: &Arc<OnceLock<Arc<Dedup>>>) -> Result<Arc<DeadLetters>, Error> {
     let max_bytes = plan.dead_letters.max_size_bytes;
     let (shelf, damage) = Shelf::open(store.disk(), store.dir(), max_bytes, Some(store.space())).map_err(|error| {
         Error::Setup(format!("failed to open the dead letters in {}: {error}", store.dir().display()))
@@ -34,7 +35,14 @@ pub fn open(plan: &Plan, store: &Store) -> Result<Arc<DeadLetters>, Error> {
         tracing::warn!(letters = status.letters, items = status.items, "dead letters wait; see `forebay dlq list`");
     }
     let on_full = if plan.dead_letters.drops { OnFull::Drop } else { OnFull::Block };
-    Ok(Arc::new(DeadLetters::new(shelf, on_full)))
+    let seen_before = Arc::clone(seen_before);
+    let memory = SeenBefore::new(move |records| {
+        if let Some(dedup) = seen_before.get() {
+            records.iter().for_each(|(queue, sequences)| dedup.forget_all(queue, sequences));
+        }
+        Ok(())
+    });
+    Ok(Arc::new(DeadLetters::new(shelf, on_full).remembered_by(memory)))
 }
 
 /// Ends letters older than `max_age`, now and then, for as long as the process runs.
@@ -44,8 +52,8 @@ pub fn expire(letters: &Arc<DeadLetters>, max_age: Duration) {
     tokio::spawn(async move {
         tokio::time::sleep(expiry::GRACE.min(max_age)).await;
         loop {
-            let (shelf, calendar) = (Arc::clone(letters.shelf()), Arc::clone(&calendar));
-            let work = move || expiry::expire(&shelf, calendar.now_unix_ns(), max_age);
+            let (letters, calendar) = (Arc::clone(&letters), Arc::clone(&calendar));
+            let work = move || expiry::expire(&letters, calendar.now_unix_ns(), max_age);
             match tokio::task::spawn_blocking(work).await {
                 Ok(Ok(expired)) if expired.letters > 0 => {
                     for ((exporter, signal), items) in &expired.items {
@@ -93,6 +101,7 @@ fn parcel(record: &Record, queue: &str, exporter: &str) -> std::io::Result<Parce
     let message = "the queue was at its cap, and the exporter's on_full is park";
     let mut description = Description::new(Reason::QueueFull, message, record.received_unix_ns);
     queue.clone_into(&mut description.queue);
+    description.sequence = Some(record.sequence);
     description.exporter = Some(exporter.to_owned());
     description.set_metadata(&metadata::decode(&record.metadata));
     if encoding == Encoding::Identity {

@@ -42,16 +42,12 @@ impl Running {
         memory: &Memory,
         store: &Arc<Store>,
         receivers: Vec<Bound>,
-        seen_before: &OnceLock<Arc<Dedup>>,
+        seen_before: &Arc<OnceLock<Arc<Dedup>>>,
     ) -> Result<Running, super::Error> {
         let drain = Drain::default();
         let deliveries = TaskTracker::new();
-        let dead_letters = letters::open(plan, store)?;
-        let built = build::build(plan, data_dir, store, &dead_letters, memory, &drain, &deliveries)?;
-        if let Some(dedup) = &built.dedup {
-            // From now on storage can tell what is gone; nobody else sets it.
-            let _ = seen_before.set(Arc::clone(dedup));
-        }
+        let dead_letters = letters::open(plan, store, seen_before)?;
+        let built = build::build(plan, data_dir, store, &dead_letters, memory, (&drain, &deliveries), seen_before)?;
         deliveries.close();
         let overflow = Overflow::start(store, built.givers)
             .map_err(|error| super::Error::Setup(format!("failed to start a thread: {error}")))?;

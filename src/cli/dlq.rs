@@ -20,7 +20,8 @@ use crate::admin::api::{self, Api, Edited, Progress, Purged};
 use crate::admin::api::{PurgeRequest, ReplayRequest};
 use crate::app::resend::Exporters;
 use crate::config::Plan;
-use crate::dlq::{DeadLetters, Entry, Filter, Listed, OnFull, Reason, Shelf};
+use crate::dedup;
+use crate::dlq::{DeadLetters, Entry, Filter, Listed, OnFull, Reason, SeenBefore, Shelf};
 use crate::settings::parse_duration;
 use crate::storage::{Disk, RealDisk, store, unix_now_ns};
 
@@ -66,7 +67,10 @@ fn files(dir: &Path, plan: Option<&Plan>) -> Result<Way, Failure> {
         Some(plan) => Exporters::of_plan(plan, dir).map_err(|error| Failure::Other(error.to_string()))?,
         None => Exporters::default(),
     };
-    let letters = Arc::new(DeadLetters::new(shelf, OnFull::Block));
+    let data_dir = dir.to_owned();
+    // Without a process nobody can tell the records' keys from others.
+    let memory = SeenBefore::new(move |_| dedup::forget_everything(disk.as_ref(), &data_dir));
+    let letters = Arc::new(DeadLetters::new(shelf, OnFull::Block).remembered_by(memory));
     Ok(Way::Files { router: api::router(Api::new(letters, Arc::new(exporters), None)), damaged: damage.len() })
 }
 

@@ -34,6 +34,8 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// After a failure nothing is written for so long.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 const FORGOTTEN_RANGES_MAX: usize = 64;
+/// Ranges of one queue that wait to be written; more are joined, which forgets too much.
+const PENDING_RANGES_MAX: usize = 4096;
 
 #[derive(Default)]
 struct Pending {
@@ -59,7 +61,9 @@ impl Pending {
             return;
         }
         self.carry(queue.clone(), range.clone());
-        self.forgotten.entry(queue).or_default().insert(range);
+        let ranges = self.forgotten.entry(queue).or_default();
+        ranges.insert(range);
+        join_oldest(ranges, PENDING_RANGES_MAX);
     }
 }
 
@@ -165,19 +169,20 @@ impl Journal {
     }
 
     /// What was written under these sequences does not count any more, nor what comes: durable when it returns.
-    pub fn forget(&self, queue: &str, incarnation: u64, sequences: Range<u64>) {
+    ///
+    /// Written also if it seems to be on disk: what is carried was joined over others that lie between, and may be of an
+    /// earlier use of a sequence; and who forgot the same a moment ago may be waiting for its sync.
+    pub fn forget(&self, queue: &str, incarnation: u64, sequences: &RangeSet) {
         let mut pending = self.pending.lock();
-        let key = (queue.to_owned(), incarnation);
-        if pending.carried.get(&key).is_some_and(|ranges| ranges.contains_all(sequences.clone())) {
-            return;
-        }
         for groups in pending.sections.iter_mut().filter(|((name, ..), _)| name == queue).map(|(_, groups)| groups) {
-            groups.retain(|group| !sequences.contains(&group.sequence));
+            groups.retain(|group| !sequences.contains(group.sequence));
         }
-        let ever = pending.ever_forgotten.entry(queue.to_owned()).or_default();
-        ever.insert(sequences.clone());
-        join_oldest(ever, FORGOTTEN_RANGES_MAX);
-        pending.forget(key, sequences);
+        for range in sequences.iter() {
+            let ever = pending.ever_forgotten.entry(queue.to_owned()).or_default();
+            ever.insert(range.clone());
+            join_oldest(ever, FORGOTTEN_RANGES_MAX);
+            pending.forget((queue.to_owned(), incarnation), range);
+        }
         drop(pending);
         self.write();
     }
@@ -185,6 +190,14 @@ impl Journal {
     /// As [`Journal::forget`], for sequences that may be used again from now on.
     pub fn forget_before(&self, queue: &str, incarnation: u64, sequences: Range<u64>) {
         self.pending.lock().forget((queue.to_owned(), incarnation), sequences);
+    }
+
+    /// Of a queue that has no gate nobody notes what is given up: what it had seen does not count when it has one again.
+    pub fn forget_unwatched(&self, blocks: &[Block], is_watched: impl Fn(&str) -> bool) {
+        for section in blocks.iter().flat_map(|block| &block.sections).filter(|section| !is_watched(&section.queue)) {
+            let end = section.groups.iter().map(|group| group.sequence + 1).max().unwrap_or(0);
+            self.forget_before(&section.queue, section.incarnation, 0..end);
+        }
     }
 
     /// The writer: until [`Journal::stop`].

@@ -1,7 +1,6 @@
 //! What a restart brings back: fingerprints that still stand for records, and those of records that have none yet.
 
 use std::io;
-use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,15 +39,17 @@ pub fn restore(gate: &QueueGate, log: &Log, blocks: &[Block], is_fresh: bool) ->
     let mut found: Ages = Vec::new();
     let mut covered = RangeSet::new();
     let mut void = RangeSet::new();
-    let sections = blocks.iter().flat_map(|block| &block.sections);
+    let mut forgotten = RangeSet::new();
+    // The last first: what is forgotten is so for all that was written before.
+    let sections = blocks.iter().rev().flat_map(|block| block.sections.iter().rev());
     for section in sections.filter(|section| section.queue == gate.queue && section.incarnation == gate.incarnation) {
         for range in section.forgotten.chunks_exact(2).map(|pair| pair[0]..pair[1]) {
-            found.retain(|(_, sequence, ..)| !range.contains(sequence));
-            covered.insert(range);
+            covered.insert(range.clone());
+            forgotten.insert(range);
         }
         let levels = [Level::Request, Level::Span];
         let Some(level) = levels.into_iter().find(|level| level_code(gate, *level) == section.level) else { continue };
-        for group in &section.groups {
+        for group in section.groups.iter().filter(|group| !forgotten.contains(group.sequence)) {
             let is_there = group.sequence < end && !log.missing_at_start().contains(group.sequence);
             #[cfg(test)]
             let is_there = is_there || mutant::is_on(Mutant::UncheckedFingerprint);
@@ -89,11 +90,11 @@ pub fn restore(gate: &QueueGate, log: &Log, blocks: &[Block], is_fresh: bool) ->
     Ok(restored)
 }
 
-pub fn forget(gate: &QueueGate, sequences: Range<u64>) {
+pub fn forget(gate: &QueueGate, sequences: &RangeSet) {
     let now = gate.clock.now();
     let sets = [gate.requests.as_ref(), gate.spans.as_ref().map(|(_, seen)| seen)];
     for seen in sets.into_iter().flatten() {
-        seen.forget(&sequences, now);
+        sequences.iter().for_each(|range| seen.forget(&range, now));
     }
 }
 
@@ -120,6 +121,11 @@ fn rebuild(
                 break;
             }
             position = chunk.next;
+            for lost in &chunk.lost {
+                // Whoever comes by later is not told of it again. Its fingerprint may be there all the same.
+                found.retain(|(_, sequence, ..)| !lost.sequences.contains(sequence));
+                gate.journal.forget_before(&gate.queue, gate.incarnation, lost.sequences.clone());
+            }
             for record in chunk.records.iter().filter(|record| gap.contains(&record.sequence)) {
                 left = left.saturating_sub(u64::from(record.raw_len).max(1));
                 let unix_seconds = record.received_unix_ns / 1_000_000_000;

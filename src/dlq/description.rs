@@ -68,6 +68,9 @@ pub struct Description {
     /// Where it waited; empty for what never got into a queue.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub queue: String,
+    /// The record of that queue that all of it came in. None: of several, or written by an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
     /// The exporter that could not deliver it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exporter: Option<String>,
@@ -155,6 +158,7 @@ impl Description {
         Description {
             reason,
             queue: String::new(),
+            sequence: None,
             exporter: None,
             origin: None,
             offset_bytes: None,

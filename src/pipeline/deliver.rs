@@ -296,6 +296,7 @@ impl Leased {
         Envelope {
             signal: self.signal,
             queue: self.lease.queue().to_owned(),
+            sequence: None,
             metadata: request.metadata.clone(),
             received_unix_ns: self.lease.records().first().map_or(0, |record| record.received_unix_ns),
             first_attempt_unix_ms,
@@ -369,7 +370,8 @@ impl Leased {
         for record in self.lease.records() {
             match batch::build(self.signal, std::slice::from_ref(record)).await {
                 Ok(request) => {
-                    let envelope = Envelope { received_unix_ns: record.received_unix_ns, ..envelope.clone() };
+                    let (sequence, received_unix_ns) = (Some(record.sequence), record.received_unix_ns);
+                    let envelope = Envelope { sequence, received_unix_ns, ..envelope.clone() };
                     let payload = request.payload.into_bytes();
                     let id = &self.destination.id;
                     letters.push(envelope.letter(id, reason, &failure, attempts, request.items, payload));

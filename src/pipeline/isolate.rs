@@ -371,9 +371,12 @@ impl Isolation {
         let count = items.len() as u64;
         let payload = self.part_payload(&Part { items, attempts: 0, is_suspect: false, is_certain: false });
         let id = &self.leased.destination.id;
-        let received = self.record_of(poison.items.start).map(|record| record.received_unix_ns);
-        let received_unix_ns = received.unwrap_or(self.envelope.received_unix_ns);
-        let envelope = Envelope { received_unix_ns, ..self.envelope.clone() };
+        let record = self.record_of(poison.items.start);
+        let envelope = Envelope {
+            received_unix_ns: record.map_or(self.envelope.received_unix_ns, |record| record.received_unix_ns),
+            sequence: record.map(|record| record.sequence),
+            ..self.envelope.clone()
+        };
         envelope.letter(id, reason, &poison.failure, poison.attempts, count, payload)
     }
 

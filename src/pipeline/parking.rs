@@ -25,6 +25,8 @@ pub struct Parking {
 pub(super) struct Envelope {
     pub signal: Signal,
     pub queue: String,
+    /// The one record of that queue that the letter is of.
+    pub sequence: Option<u64>,
     pub metadata: Metadata,
     pub received_unix_ns: u64,
     pub first_attempt_unix_ms: u64,
@@ -47,6 +49,7 @@ impl Envelope {
     ) -> Parcel {
         let mut description = Description::new(reason, &failure.message, self.received_unix_ns);
         description.queue.clone_from(&self.queue);
+        description.sequence = self.sequence;
         description.exporter = Some(exporter.to_owned());
         description.status = failure.status.map(|status| status.to_string());
         description.attempts = attempts;

@@ -167,6 +167,8 @@ pub(super) struct Inner {
     /// Why intake is refused, after failures in a row.
     failure: Mutex<Option<String>>,
     prepare_wanted: Signal,
+    /// One reader at a time tells of damage; taken before the state's lock.
+    reporting: Mutex<()>,
     /// One segment is made at a time, so that ids rise in the order in which segments are written.
     maker: Mutex<()>,
     stopping: AtomicBool,
@@ -233,6 +235,7 @@ impl Log {
             durable_end: watch::channel(durable_end).0,
             failure: Mutex::new(None),
             prepare_wanted: Signal::default(),
+            reporting: Mutex::new(()),
             maker: Mutex::new(()),
             stopping: AtomicBool::new(false),
         });

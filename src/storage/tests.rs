@@ -14,6 +14,7 @@ use super::*;
 mod damage;
 mod faults;
 mod power;
+mod read_damage;
 mod restart;
 mod sled_damage;
 mod survey;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod dedup;
 pub mod dlq;
 pub mod ledger;
 mod ports;
@@ -294,7 +295,11 @@ pub fn span(name: &str) -> Span {
 }
 
 pub fn request(names: &[String]) -> Vec<u8> {
-    let spans = names.iter().map(|name| span(name)).collect();
+    spans_message(names.iter().map(|name| span(name)).collect())
+}
+
+/// One message of these spans, as it is sent.
+pub fn spans_message(spans: Vec<Span>) -> Vec<u8> {
     let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
     ExportTraceServiceRequest { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
         .encode_to_vec()

@@ -163,12 +163,12 @@ pub async fn purge(State(api): State<Arc<Api>>, Order(request): Order<PurgeReque
     if let Some(refusal) = unclear(&request.filter, request.all) {
         return refusal;
     }
-    let shelf = Arc::clone(api.letters.shelf());
+    let parked = Arc::clone(&api.letters);
     let dry_run = request.dry_run;
     let work = move || -> Result<Purged, LetterError> {
-        let ids = request.filter.select(&shelf)?;
-        let items = ids.iter().filter_map(|id| shelf.row(*id)).map(|row| u64::from(row.items)).sum();
-        let letters = if dry_run { ids.len() } else { shelf.remove(&ids)? };
+        let ids = request.filter.select(parked.shelf())?;
+        let items = ids.iter().filter_map(|id| parked.shelf().row(*id)).map(|row| u64::from(row.items)).sum();
+        let letters = if dry_run { ids.len() } else { parked.purge(&ids)? };
         Ok(Purged { letters, items, dry_run })
     };
     match blocking(work).await {

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
@@ -204,7 +204,7 @@ impl Life {
             let receivers = build::bind_receivers(plan).await.expect("bound");
             let address = receivers[0].http_addresses()[0];
             let memory = Memory::new(Some(64 << 20), 1);
-            Running::start(plan, Path::new(DIR), &memory, &store, receivers, &OnceLock::new())
+            Running::start(plan, Path::new(DIR), &memory, &store, receivers, &Arc::default())
                 .map(|running| (running, address))
         });
         match started {

@@ -17,9 +17,12 @@ use crate::dedup::clock::Clock;
 use crate::dedup::{Bounds, Dedup, Ground, Match, Restored, Wanted};
 use crate::otlp::{Encoding, Signal, compression, wire};
 use crate::queue::{Accepted, Budget, Intake, Offer, Refused, Router};
-use crate::storage::log::{Drive, Observer, Position};
+use crate::storage::catalog::encode_name;
+use crate::storage::log::{Drive, Lost, Observer, Position};
+use crate::storage::record::HEADER_LEN;
+use crate::storage::segment::{self, HeaderPage, Identity};
 use crate::storage::simulated::World;
-use crate::storage::{Log, Options, StartAt, Store};
+use crate::storage::{Disk, Log, Options, StartAt, Store};
 
 pub const WINDOW: Duration = Duration::from_secs(600);
 pub const CURSOR: &str = "x";
@@ -46,6 +49,10 @@ impl Observer for Forgetful {
         if let Some(dedup) = self.0.get() {
             dedup.forget(queue, sequences);
         }
+    }
+
+    fn damaged(&self, queue: &str, lost: &Lost) {
+        self.giving_up(queue, lost.sequences.clone());
     }
 }
 
@@ -79,7 +86,6 @@ impl Rig {
         fastrand::seed(seed);
         let world = World::new(seed, 64 << 20);
         let disk = world.disk();
-        use crate::storage::Disk;
         disk.create_dir(Path::new("/volume")).expect("made");
         disk.sync_dir(Path::new("/")).expect("synced");
         let clock = Clock::set(crate::storage::unix_now_ns() / 1_000_000_000);
@@ -245,6 +251,25 @@ impl Rig {
         self.commit();
         self.commit();
         self.answer(answer).expect("accepted")
+    }
+
+    /// Flips a bit of that record's payload where it lies.
+    pub fn damage(&self, log: &Log, sequence: u64) {
+        let dir = Path::new(DIR).join("queues").join(encode_name(log.id()));
+        self.world.set_oracle(true);
+        let disk = self.world.disk();
+        let found = disk.list(&dir).expect("listed").into_iter().find_map(|entry| {
+            let id = segment::parse_file_name(&entry.name)?;
+            let path = segment::path_in(&dir, id);
+            let file = disk.open(&path).expect("opens");
+            let HeaderPage::Valid(identity) = Identity::read(file.as_ref(), id).expect("read") else { return None };
+            let records = segment::scan_all(&file, identity).expect("scanned").records;
+            let located = records.into_iter().find(|located| located.header.sequence == sequence)?;
+            Some((path, located.offset + HEADER_LEN as u64))
+        });
+        let (path, offset) = found.expect("it lies somewhere");
+        self.world.flip(&path, offset, 3).expect("flipped");
+        self.world.set_oracle(false);
     }
 
     /// Every message stored in a queue, inflated.

@@ -11,7 +11,7 @@ mod expiry;
 mod size;
 
 use super::*;
-use crate::dlq::{DeadLetters, Description, OnFull, Reason, Shelf};
+use crate::dlq::{DeadLetters, Description, OnFull, Reason, SeenBefore, Shelf};
 use crate::exporters::{RemoteStatus, StatusPolicy};
 use crate::storage::{Disk, Fate};
 
@@ -296,7 +296,15 @@ async fn without_room_for_letters_only_the_record_with_the_poison_is_held() {
     for on_full in [OnFull::Block, OnFull::Drop] {
         let mut case = case();
         let dir = tempfile::tempdir().expect("temporary directory");
-        case.letters = letters_in(dir.path(), 0, on_full);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let memory = Arc::clone(&told);
+        let letters = Arc::into_inner(letters_in(dir.path(), 0, on_full)).expect("nobody else has them");
+        case.letters = Arc::new(letters.remembered_by(SeenBefore::new(move |records| {
+            memory.lock().extend(
+                records.iter().flat_map(|(_, sequences)| sequences.iter()).map(|range| (range.start, range.end)),
+            );
+            Ok(())
+        })));
         for record in 0..4 {
             put_spans(&case.router, &named(10, if record == 2 { &[5] } else { &[] })).await;
         }
@@ -315,6 +323,8 @@ async fn without_room_for_letters_only_the_record_with_the_poison_is_held() {
         let counts = [Fate::Delivered, Fate::DeadLettered, Fate::DeadLettersFull].map(|fate| ledger.fates.get(fate));
         assert_eq!(counts, if on_full == OnFull::Block { [30, 0, 0] } else { [39, 0, 1] });
         assert_eq!((ledger.accepted, ledger.rebased), (40, 0));
+        // What nobody has may come again.
+        assert_eq!(*told.lock(), if on_full == OnFull::Block { vec![] } else { vec![(2, 3)] });
     }
 }
 

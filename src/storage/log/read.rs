@@ -116,6 +116,8 @@ impl Log {
                     reason: "a record failed its check".to_owned(),
                 }),
                 Step::End => {
+                    // A gap that is open still lies before what was asked for.
+                    chunk.lost.retain(|lost| lost.sequences.end != u64::MAX);
                     // Sequences up to `last` were durable here, so what is missing at the end is damage as well.
                     let at = scanner.offset();
                     if at < valid_end {
@@ -143,22 +145,32 @@ impl Log {
     }
 }
 
-/// Each damaged place is reported once, however many exporters pass it.
+/// Each damaged place is reported once, however many exporters pass it, and nobody passes it before that is done.
 fn report(inner: &Inner, lost: &[Lost]) {
-    let mut state = inner.state.lock();
-    for lost in lost {
-        // What a torn group left behind is no loss.
-        if !lost.sequences.is_empty() && state.holes.contains_all(lost.sequences.clone()) {
-            continue;
-        }
-        let Some(segment) = state.segments.get_mut(&lost.segment_id) else { continue };
-        let place = lost.offset..lost.offset + lost.bytes;
-        if !segment.damage_seen.contains_all(place.clone()) {
-            segment.damage_seen.insert(place);
-            state.is_damaged = true;
-            inner.shared.observer.damaged(&inner.id, lost);
+    if lost.is_empty() {
+        return;
+    }
+    // Who is told may wait for the disk: not under the state's lock, which the writer needs.
+    let _turn = inner.reporting.lock();
+    for lost in lost.iter().filter(|lost| is_news(&inner.state.lock(), lost)) {
+        inner.shared.observer.damaged(&inner.id, lost);
+        let mut state = inner.state.lock();
+        state.is_damaged = true;
+        if let Some(segment) = state.segments.get_mut(&lost.segment_id) {
+            segment.damage_seen.insert(place_of(lost));
         }
     }
+}
+
+fn is_news(state: &State, lost: &Lost) -> bool {
+    // What a torn group left behind is no loss.
+    let is_hole = !lost.sequences.is_empty() && state.holes.contains_all(lost.sequences.clone());
+    let segment = state.segments.get(&lost.segment_id);
+    !is_hole && segment.is_some_and(|segment| !segment.damage_seen.contains_all(place_of(lost)))
+}
+
+fn place_of(lost: &Lost) -> std::ops::Range<u64> {
+    lost.offset..lost.offset + lost.bytes
 }
 
 fn segment_of(state: &State, sequence: u64) -> Option<&Segment> {

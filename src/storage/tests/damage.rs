@@ -133,7 +133,7 @@ fn harm(dir: &Path, dice: &mut fastrand::Rng) -> Damage {
 }
 
 /// Where in which segment each record lies, and what was durable when it was written.
-fn places(dir: &Path) -> BTreeMap<u64, (PathBuf, Range<u64>, u64)> {
+pub(super) fn places(dir: &Path) -> BTreeMap<u64, (PathBuf, Range<u64>, u64)> {
     let mut places = BTreeMap::new();
     for path in segments(dir, "traces") {
         let id = segment::parse_file_name(&path.file_name().expect("a name").to_string_lossy()).expect("an id");
