@@ -1,6 +1,6 @@
-//! What dedup costs: hashing a request and its spans, and looking keys up among ten million.
+//! What dedup costs: hashing a request and its spans, looking keys up among ten million, and ending them.
 //!
-//! `cargo bench --bench dedup`. Latencies of single batches, while the table fills too, are printed first.
+//! `cargo bench --bench dedup`. Latencies of single batches, while the table fills too, and what expiry takes are printed.
 
 #![allow(missing_docs, reason = "criterion's macros")]
 
@@ -149,6 +149,39 @@ fn lookups(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What the end of the window costs, whatever it ends: all keys are of one moment, so they go in one call. The call
+/// after it, in which nothing ends, is what asking costs. A table that has grown stays as large.
+fn expiry(_: &mut Criterion) {
+    let mut random = fastrand::Rng::with_seed(4);
+    let seen = Seen::new(TABLE_BYTES, WINDOW, NOW);
+    let mut now = NOW;
+    for (count, rounds) in [(1_000, 201), (100_000, 51), (LIVE_KEYS, 5), (100_000, 51), (1_000, 201)] {
+        let (mut ending, mut resting) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let keys: Vec<u128> = (0..count).map(|_| random.u128(1..)).collect();
+            keys.chunks(SPANS).for_each(|batch| seen.add(batch, round, now));
+            // Another epoch begins, so that the last one ends as well.
+            now += WINDOW / 8;
+            let before = seen.figures(now).keys;
+            assert!(before > count as u64 * 99 / 100, "{before} of {count}");
+            now += WINDOW + Duration::from_secs(1);
+            let ask = || {
+                let started = Instant::now();
+                assert_eq!(seen.figures(now).keys, 0);
+                started.elapsed()
+            };
+            ending.push(ask());
+            resting.push(ask());
+        }
+        let mib = seen.figures(now).bytes >> 20;
+        for (what, took) in [("they end", &mut ending), ("nothing ends", &mut resting)] {
+            took.sort_unstable();
+            let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
+            println!("expiry of {count} keys in {mib} MiB, {what}: median {median:?}, longest {longest:?} of {rounds}");
+        }
+    }
+}
+
 fn is_known(seen: &Seen, key: u128) -> bool {
     let mut is_known = false;
     seen.claim(&[key], &ticket(), NOW, |_, found| is_known = matches!(found, Known::Durable));
@@ -158,5 +191,5 @@ fn is_known(seen: &Seen, key: u128) -> bool {
     is_known
 }
 
-criterion_group!(benches, hashes, lookups);
+criterion_group!(benches, hashes, lookups, expiry);
 criterion_main!(benches);
