@@ -114,13 +114,15 @@ pub struct OpenReport {
 
 pub type OpenCatalog = Box<dyn Fn(&Path) -> Result<Box<dyn Catalog>, CatalogError> + Send>;
 
+type Logs = BTreeMap<String, Arc<Log>>;
+
 /// An open data directory.
 pub struct Store {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     shared: Shared,
     intact: bool,
-    logs: Arc<Mutex<BTreeMap<String, Arc<Log>>>>,
+    logs: Arc<Mutex<Logs>>,
     keeper: Arc<Mutex<Keeper>>,
     stopping: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -350,7 +352,7 @@ impl Store {
                     pause = interval / FIRST_PAUSE_DIVISOR;
                 }
                 // A failure was reported; whatever changes next raises the flag again.
-                let _ = keeper.lock().checkpoint(&logs.lock().clone(), observer.as_ref());
+                let _ = checkpoint(&keeper, &logs, observer.as_ref());
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(interval);
             }
@@ -366,7 +368,7 @@ impl Store {
     /// Writes down now what the keeper would write down soon. Fails when the witness could not be written: then nothing
     /// new is durable for certain, and nothing was reclaimed.
     pub fn checkpoint(&self) -> io::Result<()> {
-        self.keeper.lock().checkpoint(&self.logs.lock().clone(), self.shared.observer.as_ref())
+        checkpoint(&self.keeper, &self.logs, self.shared.observer.as_ref())
     }
 
     /// Answers what is pending, checkpoints and ends all threads.
@@ -392,6 +394,14 @@ impl Drop for Store {
             self.close();
         }
     }
+}
+
+fn checkpoint(keeper: &Mutex<Keeper>, logs: &Mutex<Logs>, observer: &dyn Observer) -> io::Result<()> {
+    let mut keeper = keeper.lock();
+    // Not before it is our turn: what an older copy lacks would be written out of the books. And no more than a copy:
+    // who asks for the queues must not wait for the disk.
+    let logs = logs.lock().clone();
+    keeper.checkpoint(&logs, observer)
 }
 
 fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {

@@ -17,6 +17,7 @@ mod power;
 mod restart;
 mod sled_damage;
 mod survey;
+mod waiting;
 
 /// Segments of five blocks, two of them the header, so that rolls and reclaims happen after a few records.
 const SEGMENT_BYTES: u64 = 20 << 10;
