@@ -111,7 +111,11 @@ fn describe() {
     describe_counter!("forebay_storage_failures", "Operations of the storage that failed.");
     describe_counter!("forebay_storage_damaged_records", "Durable records lost to damage.");
     describe_counter!("forebay_storage_damaged_bytes", Unit::Bytes, "Damaged bytes found in segments.");
-    describe_gauge!("forebay_storage_allocated_bytes", Unit::Bytes, "Bytes allocated by all queues.");
+    describe_gauge!(
+        "forebay_storage_allocated_bytes",
+        Unit::Bytes,
+        "Bytes allocated by all queues, without dead letters."
+    );
     describe_gauge!("forebay_storage_capacity_bytes", Unit::Bytes, "Bytes that all queues may allocate.");
     describe_gauge!(
         "forebay_storage_time_to_full_seconds",

@@ -42,7 +42,7 @@ const CANNOT_SYNC: [io::ErrorKind; 4] = [
 /// How storage is to behave. The defaults are the product's.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Cap on allocated bytes; None: ten GiB or half of what is free.
+    /// Cap on allocated bytes, without dead letters; None: ten GiB, or half of what is free or ours already.
     pub max_size_bytes: Option<u64>,
     /// None: a sixteenth of the cap, between 4 and 64 MiB.
     pub segment_bytes: Option<u64>,
@@ -190,6 +190,7 @@ impl Store {
             observer,
             segment_bytes,
             tail_bytes_max: options.tail_bytes_max,
+            peers: Arc::default(),
             sync_interval_min: options
                 .syncs_per_second_max
                 .map_or(Duration::ZERO, |n| Duration::from_secs(1) / n.max(1)),

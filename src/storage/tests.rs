@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::log::{Lost, Observer, Position};
 use super::*;
 
+mod cap;
 mod damage;
 mod faults;
 mod power;

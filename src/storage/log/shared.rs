@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::storage::disk::Disk;
 use crate::storage::space::Space;
 
-use super::{Lost, Signal};
+use super::{Lost, Peers, Signal};
 
 /// Told what the writer does, on the writer's thread; for counting.
 pub trait Observer: Send + Sync {
@@ -26,6 +26,8 @@ pub struct Shared {
     pub segment_bytes: u64,
     /// Recent records kept in memory for the exporters.
     pub tail_bytes_max: u64,
+    /// Every log, to say who holds what another is refused.
+    pub peers: Arc<Peers>,
     pub sync_interval_min: Duration,
     pub drive: Drive,
     /// Set when a checkpoint has something to write.
