@@ -45,6 +45,7 @@ pub use reclaim::QueueSnapshot;
 pub use shared::{Drive, Observer, Shared};
 pub use signal::Signal;
 pub use status::{CursorStatus, Status};
+pub use tail::Pool;
 
 /// A record on its way in. `guard` is dropped when the log no longer holds the payload in memory.
 pub struct NewRecord {
@@ -204,6 +205,7 @@ impl Log {
         let durable_end = recovered.next_sequence;
         let tallies = recovered.backlogs.iter().map(|(name, backlog)| Arc::new(Tally::new(name, backlog))).collect();
         let missing_at_start = recovered.holes.clone();
+        let tail = Tail::new(&shared.tails);
         let inner = Arc::new(Inner {
             id,
             dir,
@@ -217,7 +219,7 @@ impl Log {
                 previous: recovered.previous,
                 holes: recovered.holes,
                 incarnation: recovered.incarnation,
-                tail: Tail::default(),
+                tail,
                 cursors: recovered.cursors,
                 backlogs: recovered.backlogs,
                 ledgers: recovered.ledgers,

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use super::catalog::{self, Catalog, CatalogError, Contents, MetaRow, QueueContents, SledCatalog};
 use super::cursor::StartAt;
 use super::disk::Disk;
-use super::log::{Drive, Log, Observer, Shared, Signal};
+use super::log::{Drive, Log, Observer, Pool, Shared, Signal};
 use super::recovery::{self, QueueReport};
 use super::salvage::Salvaged;
 use super::space::Space;
@@ -189,7 +189,7 @@ impl Store {
             space: Arc::new(space),
             observer,
             segment_bytes,
-            tail_bytes_max: options.tail_bytes_max,
+            tails: Arc::new(Pool::new(options.tail_bytes_max)),
             peers: Arc::default(),
             sync_interval_min: options
                 .syncs_per_second_max
