@@ -16,6 +16,7 @@ use crate::settings::Sizer;
 use crate::storage::log::Observer;
 use crate::storage::{Log, Options, RealDisk, StartAt, Store};
 
+mod held;
 mod overflow;
 
 struct Unobserved;
@@ -24,8 +25,12 @@ impl Observer for Unobserved {}
 const LIMITS: LeaseLimits = LeaseLimits { bytes_max: 1 << 20, records_max: 3, items_max: u64::MAX };
 
 fn open(dir: &Path) -> Store {
+    open_with(dir, 256 << 10)
+}
+
+fn open_with(dir: &Path, max_size_bytes: u64) -> Store {
     let options = Options {
-        max_size_bytes: Some(256 << 10),
+        max_size_bytes: Some(max_size_bytes),
         segment_bytes: Some(20 << 10),
         tail_bytes_max: 2 << 10,
         checkpoint_interval: Duration::from_millis(5),

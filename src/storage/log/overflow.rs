@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::settings::Sizer;
 use crate::storage::backlog::Weight;
-use crate::storage::catalog::CursorRow;
+use crate::storage::catalog::{CursorRow, RANGES_SURE};
 use crate::storage::cursor::{Cursor, PERSISTED_RANGES_MAX};
 use crate::storage::ledger::Ledger;
 use crate::storage::segment::{RECORDS_START, Scanner, Step};
@@ -28,7 +28,7 @@ pub type Enough = Option<(Sizer, u64)>;
 
 /// The cursor as a checkpoint writes it, which alone lets segments go: of very many ranges a row keeps the first.
 fn written_down(cursor: &Cursor) -> Cow<'_, Cursor> {
-    if cursor.above().len() <= PERSISTED_RANGES_MAX {
+    if cursor.above().len() <= RANGES_SURE {
         Cow::Borrowed(cursor)
     } else {
         Cow::Owned(CursorRow::new(cursor, &Ledger::default(), PERSISTED_RANGES_MAX).cursor())
