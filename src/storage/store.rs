@@ -214,6 +214,7 @@ impl Store {
             ballast,
             written: rows.into_iter().collect(),
             witness,
+            is_behind: false,
             meta: MetaRow { generation, checkpoint: contents.meta.checkpoint.max(witnessed.checkpoint) },
         };
         let store = Store {
@@ -339,11 +340,13 @@ impl Store {
         let (keeper, logs) = (Arc::clone(&self.keeper), Arc::clone(&self.logs));
         let (dirty, stopping) = (Arc::clone(&self.shared.dirty), Arc::clone(&self.stopping));
         let observer = Arc::clone(&self.shared.observer);
+        let retry = self.keeper.lock().catalog_retry;
         let work = move || {
+            let mut again = None;
             let mut pause = interval / FIRST_PAUSE_DIVISOR;
             loop {
                 let waiting = Instant::now();
-                dirty.wait(None);
+                dirty.wait(again);
                 if stopping.load(Ordering::Acquire) {
                     return;
                 }
@@ -352,8 +355,9 @@ impl Store {
                 if waiting.elapsed() > interval {
                     pause = interval / FIRST_PAUSE_DIVISOR;
                 }
-                // A failure was reported; whatever changes next raises the flag again.
+                // A failure was reported; it is tried again with the next change, or after a while.
                 let _ = checkpoint(&keeper, &logs, observer.as_ref());
+                again = keeper.lock().is_behind.then_some(retry);
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(interval);
             }

@@ -16,7 +16,7 @@ use crate::storage::disk::Disk;
 use crate::storage::log::{Log, Observer, QueueSnapshot};
 use crate::storage::witness::{Account, QueueAccount, Witness};
 
-/// A catalogue that failed is opened again no sooner than this.
+/// A catalogue that failed is opened again no sooner than this, and a checkpoint that failed repeated after it.
 pub(super) const CATALOG_RETRY: Duration = Duration::from_secs(5);
 /// A catalogue that was just compacted is not compacted again before it has grown this many times.
 const COMPACT_GROWTH: u64 = 4;
@@ -37,6 +37,9 @@ pub(super) struct Keeper {
     pub witness: Witness,
     pub ballast: Ballast,
     pub meta: MetaRow,
+    /// The last checkpoint could not do all that it had to, and is repeated also if nothing changes: at the cap nothing
+    /// may change before a segment goes.
+    pub is_behind: bool,
 }
 
 /// Why there is no catalogue at the moment.
@@ -50,6 +53,7 @@ impl Keeper {
     /// Catalogue, then witness, and only then the segments that nobody needs any more.
     pub fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) -> io::Result<()> {
         self.meta.checkpoint += 1;
+        self.is_behind = true;
         let snapshots: BTreeMap<&String, QueueSnapshot> =
             logs.iter().map(|(name, log)| (name, log.snapshot())).collect();
         if let Err(error) = self.write_catalog(&snapshots, observer) {
@@ -65,6 +69,7 @@ impl Keeper {
                 return Err(error);
             }
         };
+        self.is_behind = false;
         for (name, account) in &written.queues {
             let Some(log) = logs.get(name) else { continue };
             // As written down: memory may know of more settled ranges than a row holds.
@@ -72,7 +77,10 @@ impl Keeper {
             match log.reclaim(&cursors) {
                 // Its rows go with the next checkpoint.
                 Ok(_) => {}
-                Err(error) => observer.failed(name, "reclaim a segment of", &error),
+                Err(error) => {
+                    self.is_behind = true;
+                    observer.failed(name, "reclaim a segment of", &error);
+                }
             }
             log.uncache();
         }
