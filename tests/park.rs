@@ -80,3 +80,18 @@ async fn dead_letters_past_the_cap_leave_intake_open_and_everything_is_delivered
         allocated_max / 1_048_576.0
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_found_among_the_dead_letters_at_start_is_counted_and_logged() {
+    let setup = Setup::new("debug", "{}", "{}");
+    let dlq = setup.dir.path().join("data/dlq");
+    std::fs::create_dir_all(&dlq).expect("made");
+    std::fs::write(dlq.join("0000000000000009.seg"), vec![0xA5; 16 << 10]).expect("written");
+    let client = client();
+    let forebay = setup.start(&client).await;
+    assert_eq!(setup.sum(&client, "forebay_dead_letters_damaged").await, 1.0);
+    assert_eq!(forebay.stop().await, 0);
+    let log = std::fs::read_to_string(setup.dir.path().join("log")).expect("a log");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("0000000000000009.seg has no valid header"), "{log}");
+}

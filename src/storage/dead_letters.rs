@@ -162,10 +162,10 @@ impl DeadLetterLog {
         options: Options,
         space: Option<Arc<Space>>,
     ) -> io::Result<(DeadLetterLog, Opened)> {
-        let (index, opened) = recover::recover(disk.as_ref(), dir)?;
+        let (index, opened, next_segment_id) = recover::recover(disk.as_ref(), dir)?;
         let state = State {
             next_sequence: index.last_sequence().map_or(0, |last| last + 1),
-            next_segment_id: index.last_segment_id().map_or(1, |last| last + 1),
+            next_segment_id,
             index,
             active: None,
             dropped: 0,

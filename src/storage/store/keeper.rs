@@ -195,15 +195,52 @@ pub(super) fn open_or_rebuild(disk: &dyn Disk, dir: &Path, open_catalog: &OpenCa
         // Without room it would fail in a fresh directory too; it may well be whole.
         Err(error) if error.is_full => Err(error.into()),
         Err(error) => {
-            let aside = (0..)
-                .map(|n| dir.join(format!("catalog.damaged.{n}")))
-                .find(|aside| disk.list(aside).is_err())
-                .unwrap_or_else(|| dir.join("catalog.damaged"));
+            let before = set_aside(disk, dir).map_err(StoreError::io("list", dir))?;
+            let aside = aside_path(dir, before.last().map_or(0, |newest| newest + 1));
             let note = format!("{error}; it was set aside as {} and is rebuilt", aside.display());
             disk.rename(&path, &aside).map_err(StoreError::io("set aside", &path))?;
             disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
+            for n in before.iter().rev().skip(SET_ASIDE_MAX - 1) {
+                // For whoever wants to look; that one more stays harms nobody.
+                if let Err(error) = remove_all(disk, &aside_path(dir, *n)) {
+                    tracing::warn!(%error, "failed to remove a catalogue that was set aside long ago");
+                }
+            }
             let (catalog, rows) = open()?;
             Ok((catalog, rows, Some(note)))
         }
     }
+}
+
+/// Catalogues set aside that are kept, the newest.
+const SET_ASIDE_MAX: usize = 2;
+const SET_ASIDE_PREFIX: &str = "catalog.damaged.";
+
+fn aside_path(dir: &Path, n: u64) -> PathBuf {
+    dir.join(format!("{SET_ASIDE_PREFIX}{n}"))
+}
+
+/// Their numbers, ascending.
+fn set_aside(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u64>> {
+    let entries = disk.list(dir)?;
+    let mut numbers: Vec<u64> =
+        entries.iter().filter_map(|entry| entry.name.strip_prefix(SET_ASIDE_PREFIX)?.parse().ok()).collect();
+    // So many there never were.
+    numbers.retain(|n| *n < u64::MAX / 2);
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// A directory of sled's, which has files and directories of files.
+fn remove_all(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    for entry in disk.list(dir)? {
+        let path = dir.join(entry.name);
+        if entry.is_dir {
+            for file in disk.list(&path)? {
+                disk.remove(&path.join(file.name))?;
+            }
+        }
+        disk.remove(&path)?;
+    }
+    disk.remove(dir)
 }
