@@ -14,7 +14,7 @@ mod sights;
 use super::*;
 use crate::settings::Sizer;
 use crate::storage::log::Observer;
-use crate::storage::{Log, Options, RealDisk, StartAt, Store};
+use crate::storage::{Disk, Log, Options, RealDisk, StartAt, Store};
 
 mod held;
 mod overflow;
@@ -29,6 +29,10 @@ fn open(dir: &Path) -> Store {
 }
 
 fn open_with(dir: &Path, max_size_bytes: u64) -> Store {
+    open_on(Arc::new(RealDisk), dir, max_size_bytes)
+}
+
+fn open_on(disk: Arc<dyn Disk>, dir: &Path, max_size_bytes: u64) -> Store {
     let options = Options {
         max_size_bytes: Some(max_size_bytes),
         segment_bytes: Some(20 << 10),
@@ -36,7 +40,7 @@ fn open_with(dir: &Path, max_size_bytes: u64) -> Store {
         checkpoint_interval: Duration::from_millis(5),
         ..Options::default()
     };
-    Store::open(Arc::new(RealDisk), dir, &options, Arc::new(Unobserved)).expect("opens").0
+    Store::open(disk, dir, &options, Arc::new(Unobserved)).expect("opens").0
 }
 
 fn queue(store: &Store, name: &str) -> Arc<Log> {

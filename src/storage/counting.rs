@@ -1,4 +1,5 @@
-//! The real disk, and how much is read from it: for tests of what reading costs.
+//! The real disk, how much is read from it, and how much of it is said to be free: for tests of what reading costs, and of
+//! what happens where others fill the disk.
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -11,6 +12,8 @@ use super::disk::{DirEntry, Disk, DiskFile, DiskSpace, RealDisk};
 #[derive(Clone, Debug, Default)]
 pub struct CountingDisk {
     pub read_bytes: Arc<AtomicU64>,
+    /// What is said to be free; 0: the truth.
+    pub available_bytes: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -68,7 +71,11 @@ impl Disk for CountingDisk {
         RealDisk.sync_dir(path)
     }
     fn space(&self, path: &Path) -> io::Result<DiskSpace> {
-        RealDisk.space(path)
+        let space = RealDisk.space(path)?;
+        match self.available_bytes.load(Ordering::SeqCst) {
+            0 => Ok(space),
+            available_bytes => Ok(DiskSpace { available_bytes, ..space }),
+        }
     }
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
         RealDisk.lock(path)

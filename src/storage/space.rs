@@ -157,8 +157,12 @@ impl Space {
     /// How many bytes have to come back before `bytes` more may be allocated.
     pub fn shortfall(&self, bytes: u64) -> u64 {
         let over_cap = self.allocated_bytes().saturating_add(bytes).saturating_sub(self.max_bytes);
-        let over_floor = self.floor_bytes.saturating_add(bytes).saturating_sub(self.available_bytes());
-        over_cap.max(over_floor)
+        over_cap.max(self.shortfall_of_disk(bytes))
+    }
+
+    /// The same of the file system alone, on which dead letters take room too.
+    pub fn shortfall_of_disk(&self, bytes: u64) -> u64 {
+        self.floor_bytes.saturating_add(bytes).saturating_sub(self.available_bytes())
     }
 
     fn available_bytes(&self) -> u64 {
