@@ -34,6 +34,7 @@ pub mod counting;
 pub mod cursor;
 pub mod dead_letters;
 pub mod disk;
+mod held;
 pub mod ledger;
 pub mod log;
 #[cfg(test)]

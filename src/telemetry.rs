@@ -96,6 +96,10 @@ fn describe() {
         "forebay_invalid_captured_requests",
         "Requests that could not be decoded, by what became of their copy: kept, busy (too many at once), failed."
     );
+    describe_counter!(
+        "forebay_dead_letters_damaged",
+        "Places in files of dead letters that were found damaged at the start; letters in them are lost."
+    );
     describe_gauge!("forebay_dead_letters_items", "Items in them.");
     describe_gauge!("forebay_dead_letters_allocated_bytes", Unit::Bytes, "Bytes that they occupy on disk.");
     describe_gauge!("forebay_dead_letters_capacity_bytes", Unit::Bytes, "The most that they may occupy.");
@@ -111,7 +115,11 @@ fn describe() {
     describe_counter!("forebay_storage_failures", "Operations of the storage that failed.");
     describe_counter!("forebay_storage_damaged_records", "Durable records lost to damage.");
     describe_counter!("forebay_storage_damaged_bytes", Unit::Bytes, "Damaged bytes found in segments.");
-    describe_gauge!("forebay_storage_allocated_bytes", Unit::Bytes, "Bytes allocated by all queues.");
+    describe_gauge!(
+        "forebay_storage_allocated_bytes",
+        Unit::Bytes,
+        "Bytes allocated by all queues, without dead letters."
+    );
     describe_gauge!("forebay_storage_capacity_bytes", Unit::Bytes, "Bytes that all queues may allocate.");
     describe_gauge!(
         "forebay_storage_time_to_full_seconds",
@@ -278,6 +286,11 @@ pub fn dead_letters(ring: &'static str, letters: u64, items: u64, allocated_byte
     gauge!("forebay_dead_letters_items", "kind" => ring).set(items as f64);
     gauge!("forebay_dead_letters_allocated_bytes", "kind" => ring).set(allocated_bytes as f64);
     gauge!("forebay_dead_letters_capacity_bytes", "kind" => ring).set(max_bytes as f64);
+}
+
+/// A place in the dead-letter queue, or a file of it, of which nothing can be read any more.
+pub fn dead_letters_damaged() {
+    counter!("forebay_dead_letters_damaged").increment(1);
 }
 
 /// Requests that could not be decoded, by what became of their copy: `kept`, `busy`, `failed`.

@@ -28,6 +28,7 @@ pub fn open(plan: &Plan, store: &Store, seen_before: &Arc<OnceLock<Arc<Dedup>>>)
         Error::Setup(format!("failed to open the dead letters in {}: {error}", store.dir().display()))
     })?;
     for damage in damage {
+        telemetry::dead_letters_damaged();
         tracing::error!(%damage, "dead letters are damaged and lost; others are kept");
     }
     let status = shelf.parked().status();

@@ -114,7 +114,7 @@ pub enum StartAt {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueuePlan {
-    /// None: min(10 GiB, half of what is free).
+    /// None: min(10 GiB, half of what is free or ours already). Dead letters do not count.
     pub max_size_bytes: Option<u64>,
     /// Of exporters that say nothing themselves.
     pub on_full: OnFull,

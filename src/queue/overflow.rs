@@ -100,10 +100,17 @@ pub fn relieve(store: &Store, givers: &[Giver]) {
     let logs = store.queues();
     let coming_back: u64 = logs.iter().map(|log| log.reclaimable_bytes()).sum();
     let missing = |bytes| store.space().shortfall(bytes).saturating_sub(coming_back);
-    let (ahead, wanted) = (missing(FREE_SEGMENTS * store.segment_bytes()), missing(store.space().take_wanted()));
+    let room_ahead = FREE_SEGMENTS * store.segment_bytes();
+    let (ahead, wanted) = (missing(room_ahead), missing(store.space().take_wanted()));
     if ahead == 0 && wanted == 0 {
         return;
     }
+    // Dead letters take as much of the file system as the queue gives back: where that is short, they would make no room.
+    let parks_in_vain = store.space().shortfall_of_disk(room_ahead) > coming_back;
+    let would_be_parked = |queue: &str, range: &Range<u64>| {
+        let parking = givers.iter().filter(|giver| giver.park.is_some() && giver.subscription.queue() == queue);
+        parks_in_vain && parking.map(|giver| &giver.subscription).any(|parking| parking.has_unsettled(range))
+    };
     // What is being sent cannot go yet: to give up the rest of its segment, or another's hold on it, would free nothing.
     let is_sent = |queue: &str, range: &Range<u64>| {
         let mut of_queue = givers.iter().filter(|giver| giver.subscription.queue() == queue);
@@ -111,8 +118,10 @@ pub fn relieve(store: &Store, givers: &[Giver]) {
     };
     let mut candidates: BTreeMap<&str, VecDeque<Droppable>> = BTreeMap::new();
     for log in &logs {
-        let idle = log.droppable().into_iter().filter(|segment| !is_sent(log.id(), &segment.sequences));
-        candidates.insert(log.id(), idle.collect());
+        let may_go = |segment: &Droppable| {
+            !is_sent(log.id(), &segment.sequences) && !would_be_parked(log.id(), &segment.sequences)
+        };
+        candidates.insert(log.id(), log.droppable().into_iter().filter(may_go).collect());
     }
     let bytes = |segments: &VecDeque<Droppable>| segments.iter().map(|segment| segment.allocated_bytes).sum::<u64>();
     let possible: u64 = candidates.values().map(bytes).sum();

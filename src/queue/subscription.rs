@@ -322,6 +322,10 @@ impl Subscription {
         self.book.lock().out.values().any(|out| out.is_sending && overlap(&out.range, range))
     }
 
+    pub fn has_unsettled(&self, range: &Range<u64>) -> bool {
+        !self.log.unsettled(&self.cursor, range.clone()).is_empty()
+    }
+
     /// What is unsettled in `range` and not on its way, ascending.
     fn idle_parts(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut sending = RangeSet::new();

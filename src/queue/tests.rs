@@ -14,8 +14,9 @@ mod sights;
 use super::*;
 use crate::settings::Sizer;
 use crate::storage::log::Observer;
-use crate::storage::{Log, Options, RealDisk, StartAt, Store};
+use crate::storage::{Disk, Log, Options, RealDisk, StartAt, Store};
 
+mod held;
 mod overflow;
 mod unreadable;
 
@@ -25,14 +26,22 @@ impl Observer for Unobserved {}
 const LIMITS: LeaseLimits = LeaseLimits { bytes_max: 1 << 20, records_max: 3, items_max: u64::MAX };
 
 fn open(dir: &Path) -> Store {
+    open_with(dir, 256 << 10)
+}
+
+fn open_with(dir: &Path, max_size_bytes: u64) -> Store {
+    open_on(Arc::new(RealDisk), dir, max_size_bytes)
+}
+
+fn open_on(disk: Arc<dyn Disk>, dir: &Path, max_size_bytes: u64) -> Store {
     let options = Options {
-        max_size_bytes: Some(256 << 10),
+        max_size_bytes: Some(max_size_bytes),
         segment_bytes: Some(20 << 10),
         tail_bytes_max: 2 << 10,
         checkpoint_interval: Duration::from_millis(5),
         ..Options::default()
     };
-    Store::open(Arc::new(RealDisk), dir, &options, Arc::new(Unobserved)).expect("opens").0
+    Store::open(disk, dir, &options, Arc::new(Unobserved)).expect("opens").0
 }
 
 fn queue(store: &Store, name: &str) -> Arc<Log> {

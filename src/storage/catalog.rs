@@ -8,6 +8,7 @@ pub use self::sled::SledCatalog;
 use std::ops::Range;
 
 use prost::Message;
+use prost::encoding::encoded_len_varint;
 
 use super::cursor::{Cursor, PERSISTED_RANGES_MAX};
 use super::ledger::{Ledger, LedgerRow};
@@ -15,6 +16,10 @@ use super::ranges::RangeSet;
 
 /// Rows stay in sled's inline size: larger values become blob files that sled never syncs.
 pub const ROW_LEN_MAX: usize = 4096;
+/// Of a cursor's row, for its settled ranges: the low mark and the ledger take less than the rest.
+const RANGES_LEN_MAX: usize = ROW_LEN_MAX - 256;
+/// So many fit whatever the numbers.
+pub const RANGES_SURE: usize = RANGES_LEN_MAX / 20;
 
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {operation} the catalogue: {reason}")]
@@ -138,8 +143,14 @@ impl CursorRow {
     pub fn new(cursor: &Cursor, ledger: &Ledger, ranges_max: usize) -> CursorRow {
         let mut at = cursor.low();
         let mut ranges = Vec::new();
+        let mut len = 0;
         for range in cursor.above().iter().take(ranges_max.min(PERSISTED_RANGES_MAX)) {
-            ranges.extend([range.start - at, range.end - range.start]);
+            let pair = [range.start - at, range.end - range.start];
+            len += pair.iter().map(|distance| encoded_len_varint(*distance)).sum::<usize>();
+            if len > RANGES_LEN_MAX {
+                break;
+            }
+            ranges.extend(pair);
             at = range.end;
         }
         CursorRow { low: cursor.low(), ranges, ledger: Some(ledger.row()) }
@@ -283,7 +294,14 @@ mod tests {
         assert!(bytes.len() < ROW_LEN_MAX, "{} bytes", bytes.len());
         let back = CursorRow::decode(&bytes[..]).expect("decodes").cursor();
         assert_eq!(back.low(), cursor.low());
-        assert_eq!(back.above().len(), PERSISTED_RANGES_MAX);
+        assert!(bytes.len() > ROW_LEN_MAX - 256 && back.above().len() > 256, "{} ranges", back.above().len());
         assert!(back.above().iter().all(|range| cursor.has_settled(range)));
+        // Distances of ten bytes: what is called sure fits all the same.
+        let far = CursorRow { low: u64::MAX, ranges: vec![u64::MAX; 2 * RANGES_SURE], ledger: Some(ledger.row()) };
+        assert!(far.encode_to_vec().len() < ROW_LEN_MAX);
+        let mut near = Cursor::at(0);
+        (0..3000).for_each(|n| near.settle(2 * n + 1..2 * n + 2));
+        let row = CursorRow::new(&near, &ledger, usize::MAX);
+        assert!(row.cursor().above().len() == PERSISTED_RANGES_MAX && row.encode_to_vec().len() < ROW_LEN_MAX);
     }
 }

@@ -1,5 +1,5 @@
-//! The real disk, how much is read from it, and a sector of it that cannot be read: for tests of what reading costs, and
-//! of what happens when it fails.
+//! The real disk, how much is read from it, a sector of it that cannot be read, and how much of it is said to be free: for
+//! tests of what reading costs, of what happens when it fails, and of what happens where others fill the disk.
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -15,6 +15,8 @@ pub struct CountingDisk {
     pub read_bytes: Arc<AtomicU64>,
     /// Where in each first segment a byte lies that cannot be read (0: nowhere).
     pub bad_byte: Arc<AtomicU64>,
+    /// What is said to be free; 0: the truth.
+    pub available_bytes: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -79,7 +81,11 @@ impl Disk for CountingDisk {
         RealDisk.sync_dir(path)
     }
     fn space(&self, path: &Path) -> io::Result<DiskSpace> {
-        RealDisk.space(path)
+        let space = RealDisk.space(path)?;
+        match self.available_bytes.load(Ordering::SeqCst) {
+            0 => Ok(space),
+            available_bytes => Ok(DiskSpace { available_bytes, ..space }),
+        }
     }
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
         RealDisk.lock(path)

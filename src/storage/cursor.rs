@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use super::ranges::RangeSet;
 
-/// Settled ranges beyond the low mark that are written down; more are kept in memory only, and a crash redelivers
-/// them. Sixteen bytes each at most keeps a row below sled's 4 KiB.
-pub const PERSISTED_RANGES_MAX: usize = 192;
+/// Settled ranges beyond the low mark that are written down, as far as they fit a row; more are kept in memory only, and a
+/// crash redelivers them. Far more than the ranges that an exporter may set aside (256), whose neighbours would pin the
+/// disk otherwise.
+pub const PERSISTED_RANGES_MAX: usize = 1024;
 
 /// Where an exporter that was never seen before begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -148,7 +148,8 @@ pub struct DeadLetterLog {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     options: Options,
-    /// The process's accounting of allocated bytes; None where a command works on the files alone.
+    /// The process's, for what must stay free on the file system; letters do not count against its cap. None where a
+    /// command works on the files alone.
     space: Option<Arc<Space>>,
     state: Mutex<State>,
 }
@@ -161,13 +162,10 @@ impl DeadLetterLog {
         options: Options,
         space: Option<Arc<Space>>,
     ) -> io::Result<(DeadLetterLog, Opened)> {
-        let (index, opened) = recover::recover(disk.as_ref(), dir)?;
-        if let Some(space) = &space {
-            space.add(index.allocated_bytes());
-        }
+        let (index, opened, next_segment_id) = recover::recover(disk.as_ref(), dir)?;
         let state = State {
             next_sequence: index.last_sequence().map_or(0, |last| last + 1),
-            next_segment_id: index.last_segment_id().map_or(1, |last| last + 1),
+            next_segment_id,
             index,
             active: None,
             dropped: 0,

@@ -3,6 +3,7 @@
 pub(super) mod backlog;
 mod cache;
 mod forget;
+mod holder;
 mod overflow;
 mod prepare;
 mod read;
@@ -37,12 +38,14 @@ use super::{Durable, RangeSet};
 
 use tail::Tail;
 
+pub use holder::Peers;
 pub use overflow::{Droppable, Enough};
 pub use read::{Chunk, Lost, Position};
 pub use reclaim::QueueSnapshot;
 pub use shared::{Drive, Observer, Shared};
 pub use signal::Signal;
 pub use status::{CursorStatus, Status};
+pub use tail::Pool;
 
 /// A record on its way in. `guard` is dropped when the log no longer holds the payload in memory.
 pub struct NewRecord {
@@ -204,6 +207,7 @@ impl Log {
         let durable_end = recovered.next_sequence;
         let tallies = recovered.backlogs.iter().map(|(name, backlog)| Arc::new(Tally::new(name, backlog))).collect();
         let missing_at_start = recovered.holes.clone();
+        let tail = Tail::new(&shared.tails);
         let inner = Arc::new(Inner {
             id,
             dir,
@@ -217,7 +221,7 @@ impl Log {
                 previous: recovered.previous,
                 holes: recovered.holes,
                 incarnation: recovered.incarnation,
-                tail: Tail::default(),
+                tail,
                 cursors: recovered.cursors,
                 backlogs: recovered.backlogs,
                 ledgers: recovered.ledgers,
@@ -239,6 +243,7 @@ impl Log {
             maker: Mutex::new(()),
             stopping: AtomicBool::new(false),
         });
+        inner.shared.peers.join(&inner);
         let spawn = |name: &str, work: fn(&Inner), inner: Arc<Inner>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&inner))
         };
@@ -280,30 +285,13 @@ impl Log {
             } else {
                 beyond.div_ceil(usable) * inner.shared.segment_bytes
             };
-            let checked = inner.shared.space.check(allocation, || self.holder());
+            let checked = inner.shared.space.check(allocation, || holder::name(inner));
             checked.inspect_err(|_| {
                 inner.shared.space.want(allocation);
                 inner.shared.pressure.raise();
             })?;
         }
         Ok(reservation)
-    }
-
-    /// `, held by exporter "x" (…)`: of the cursors that do not give way, the one that is furthest behind.
-    fn holder(&self) -> String {
-        let giving_way = self.giving_way();
-        let state = self.inner.state.lock();
-        let behind = state.cursors.iter().filter(|(_, cursor)| cursor.low() < state.durable_end);
-        match behind.min_by_key(|(name, cursor)| (giving_way.contains(*name), cursor.low())) {
-            Some((name, cursor)) => {
-                format!(
-                    ", held by exporter \"{name}\" in queue \"{}\", {} records behind",
-                    self.inner.id,
-                    state.durable_end - cursor.low()
-                )
-            }
-            None => String::new(),
-        }
     }
 
     /// Hands the record to the writer. The answer comes when its bytes are synced, or with the reason why not.

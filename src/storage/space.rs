@@ -1,4 +1,7 @@
 //! What storage may occupy: a cap on allocated bytes and a floor of free space on the file system.
+//!
+//! The cap counts everything in the data directory but dead letters and the ring of what was malformed: those have bounds
+//! of their own, and what was parked to make room must not take that room (docs/decisions/009). The floor guards all.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::backlog::{Tally, Weight};
 use super::disk::Disk;
+use super::held;
 
 /// The share of the file system that is left to others, and the most that share may come to.
 pub const FREE_SHARE_PERCENT: u64 = 15;
@@ -22,8 +26,11 @@ const READING_AGE_MAX: Duration = Duration::from_millis(100);
 pub enum Full {
     #[error("the queue is at its cap: {allocated_bytes} of {max_bytes} bytes are allocated{holder}")]
     Cap { allocated_bytes: u64, max_bytes: u64, holder: String },
-    #[error("the file system of {path} has {available_bytes} bytes free, and {floor_bytes} must stay free")]
-    FileSystem { path: String, available_bytes: u64, floor_bytes: u64 },
+    #[error(
+        "the file system of {path} has {available_bytes} bytes free, and {floor_bytes} must stay free; the queue takes \
+         {allocated_bytes} bytes{holder}"
+    )]
+    FileSystem { path: String, available_bytes: u64, floor_bytes: u64, allocated_bytes: u64, holder: String },
     #[error(
         "the sending queue of exporter \"{exporter}\" in queue \"{queue}\" is full: {waiting} of {size} {unit} wait \
          (sending_queue.queue_size)"
@@ -35,7 +42,16 @@ pub enum Full {
     Closed,
 }
 
-/// Process-wide accounting of allocated bytes.
+impl Full {
+    fn held_by(mut self, name: impl FnOnce() -> String) -> Full {
+        if let Full::FileSystem { holder, .. } = &mut self {
+            *holder = name();
+        }
+        self
+    }
+}
+
+/// Process-wide accounting of allocated bytes, without those of dead letters.
 #[derive(Debug)]
 pub struct Space {
     disk: Arc<dyn Disk>,
@@ -50,11 +66,18 @@ pub struct Space {
 }
 
 impl Space {
-    /// `max_bytes` None: ten GiB, or half of what is free if that is less.
+    /// `max_bytes` None: ten GiB, or half of what is free or ours already if that is less. Without what is ours a backlog
+    /// would shrink the cap at each start.
     pub fn new(disk: Arc<dyn Disk>, path: PathBuf, max_bytes: Option<u64>) -> std::io::Result<Space> {
         let space = disk.space(&path)?;
         let floor_bytes = (space.total_bytes / 100 * FREE_SHARE_PERCENT).min(FREE_FLOOR_BYTES_MAX);
-        let max_bytes = max_bytes.unwrap_or((space.available_bytes / 2).min(DEFAULT_MAX_SIZE_BYTES));
+        let max_bytes = match max_bytes {
+            Some(max_bytes) => max_bytes,
+            None => {
+                let usable_bytes = space.available_bytes.saturating_add(held::bytes(disk.as_ref(), &path)?);
+                (usable_bytes / 2).min(DEFAULT_MAX_SIZE_BYTES)
+            }
+        };
         Ok(Space {
             disk,
             path,
@@ -87,6 +110,11 @@ impl Space {
     pub fn subtract(&self, bytes: u64) {
         let before = self.allocated_bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "more bytes given back than were taken");
+        self.came_back(bytes);
+    }
+
+    /// Bytes that do not count against the cap are free again.
+    pub fn came_back(&self, bytes: u64) {
         // A reading from before would have more given up than is needed.
         if let Some((_, available_bytes)) = &mut *self.reading.lock() {
             *available_bytes = available_bytes.saturating_add(bytes);
@@ -99,7 +127,7 @@ impl Space {
         if allocated_bytes.saturating_add(bytes) > self.max_bytes {
             return Err(Full::Cap { allocated_bytes, max_bytes: self.max_bytes, holder: holder() });
         }
-        self.check_floor(bytes)
+        self.check_floor(bytes).map_err(|full| full.held_by(holder))
     }
 
     /// The same for what has a cap of its own: only the file system's free space counts.
@@ -110,6 +138,8 @@ impl Space {
                 path: self.path.display().to_string(),
                 available_bytes,
                 floor_bytes: self.floor_bytes,
+                allocated_bytes: self.allocated_bytes(),
+                holder: String::new(),
             });
         }
         Ok(())
@@ -127,8 +157,12 @@ impl Space {
     /// How many bytes have to come back before `bytes` more may be allocated.
     pub fn shortfall(&self, bytes: u64) -> u64 {
         let over_cap = self.allocated_bytes().saturating_add(bytes).saturating_sub(self.max_bytes);
-        let over_floor = self.floor_bytes.saturating_add(bytes).saturating_sub(self.available_bytes());
-        over_cap.max(over_floor)
+        over_cap.max(self.shortfall_of_disk(bytes))
+    }
+
+    /// The same of the file system alone, on which dead letters take room too.
+    pub fn shortfall_of_disk(&self, bytes: u64) -> u64 {
+        self.floor_bytes.saturating_add(bytes).saturating_sub(self.available_bytes())
     }
 
     fn available_bytes(&self) -> u64 {

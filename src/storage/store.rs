@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use super::catalog::{self, Catalog, CatalogError, Contents, MetaRow, QueueContents, SledCatalog};
 use super::cursor::StartAt;
 use super::disk::Disk;
-use super::log::{Drive, Log, Observer, Shared, Signal};
+use super::log::{Drive, Log, Observer, Pool, Shared, Signal};
 use super::recovery::{self, QueueReport};
 use super::salvage::Salvaged;
 use super::space::Space;
@@ -42,7 +42,7 @@ const CANNOT_SYNC: [io::ErrorKind; 4] = [
 /// How storage is to behave. The defaults are the product's.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Cap on allocated bytes; None: ten GiB or half of what is free.
+    /// Cap on allocated bytes, without dead letters; None: ten GiB, or half of what is free or ours already.
     pub max_size_bytes: Option<u64>,
     /// None: a sixteenth of the cap, between 4 and 64 MiB.
     pub segment_bytes: Option<u64>,
@@ -114,13 +114,15 @@ pub struct OpenReport {
 
 pub type OpenCatalog = Box<dyn Fn(&Path) -> Result<Box<dyn Catalog>, CatalogError> + Send>;
 
+type Logs = BTreeMap<String, Arc<Log>>;
+
 /// An open data directory.
 pub struct Store {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     shared: Shared,
     intact: bool,
-    logs: Arc<Mutex<BTreeMap<String, Arc<Log>>>>,
+    logs: Arc<Mutex<Logs>>,
     keeper: Arc<Mutex<Keeper>>,
     stopping: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -187,7 +189,8 @@ impl Store {
             space: Arc::new(space),
             observer,
             segment_bytes,
-            tail_bytes_max: options.tail_bytes_max,
+            tails: Arc::new(Pool::new(options.tail_bytes_max)),
+            peers: Arc::default(),
             sync_interval_min: options
                 .syncs_per_second_max
                 .map_or(Duration::ZERO, |n| Duration::from_secs(1) / n.max(1)),
@@ -211,6 +214,7 @@ impl Store {
             ballast,
             written: rows.into_iter().collect(),
             witness,
+            is_behind: false,
             meta: MetaRow { generation, checkpoint: contents.meta.checkpoint.max(witnessed.checkpoint) },
         };
         let store = Store {
@@ -336,11 +340,13 @@ impl Store {
         let (keeper, logs) = (Arc::clone(&self.keeper), Arc::clone(&self.logs));
         let (dirty, stopping) = (Arc::clone(&self.shared.dirty), Arc::clone(&self.stopping));
         let observer = Arc::clone(&self.shared.observer);
+        let retry = self.keeper.lock().catalog_retry;
         let work = move || {
+            let mut again = None;
             let mut pause = interval / FIRST_PAUSE_DIVISOR;
             loop {
                 let waiting = Instant::now();
-                dirty.wait(None);
+                dirty.wait(again);
                 if stopping.load(Ordering::Acquire) {
                     return;
                 }
@@ -349,8 +355,9 @@ impl Store {
                 if waiting.elapsed() > interval {
                     pause = interval / FIRST_PAUSE_DIVISOR;
                 }
-                // A failure was reported; whatever changes next raises the flag again.
-                let _ = keeper.lock().checkpoint(&logs.lock().clone(), observer.as_ref());
+                // A failure was reported; it is tried again with the next change, or after a while.
+                let _ = checkpoint(&keeper, &logs, observer.as_ref());
+                again = keeper.lock().is_behind.then_some(retry);
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(interval);
             }
@@ -366,7 +373,7 @@ impl Store {
     /// Writes down now what the keeper would write down soon. Fails when the witness could not be written: then nothing
     /// new is durable for certain, and nothing was reclaimed.
     pub fn checkpoint(&self) -> io::Result<()> {
-        self.keeper.lock().checkpoint(&self.logs.lock().clone(), self.shared.observer.as_ref())
+        checkpoint(&self.keeper, &self.logs, self.shared.observer.as_ref())
     }
 
     /// Answers what is pending, checkpoints and ends all threads.
@@ -392,6 +399,14 @@ impl Drop for Store {
             self.close();
         }
     }
+}
+
+fn checkpoint(keeper: &Mutex<Keeper>, logs: &Mutex<Logs>, observer: &dyn Observer) -> io::Result<()> {
+    let mut keeper = keeper.lock();
+    // Not before it is our turn: what an older copy lacks would be written out of the books. And no more than a copy:
+    // who asks for the queues must not wait for the disk.
+    let logs = logs.lock().clone();
+    keeper.checkpoint(&logs, observer)
 }
 
 fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::log::{Lost, Observer, Position};
 use super::*;
 
+mod cap;
 mod damage;
 mod faults;
 mod power;
@@ -18,6 +19,7 @@ mod read_damage;
 mod restart;
 mod sled_damage;
 mod survey;
+mod waiting;
 
 /// Segments of five blocks, two of them the header, so that rolls and reclaims happen after a few records.
 const SEGMENT_BYTES: u64 = 20 << 10;

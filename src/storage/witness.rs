@@ -15,8 +15,9 @@ use super::disk::{Disk, DiskFile};
 
 const MAGIC: [u8; 8] = *b"FOREBAYW";
 const HEAD_LEN: usize = 24;
-/// Room for one account; cursors beyond it are written without their ranges.
+/// Room for one account; where it does not do, no cursor is written with more of its ranges than these.
 const SLOT_LEN: u64 = 256 << 10;
+const RANGES_SHORTENED: [usize; 6] = [512, 256, 128, 64, 16, 0];
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Account {
@@ -78,10 +79,15 @@ impl Witness {
     pub fn write(&mut self, mut account: Account) -> io::Result<Account> {
         let mut body = account.encode_to_vec();
         if body.len() + HEAD_LEN > SLOT_LEN as usize {
-            for cursor in account.queues.values_mut().flat_map(|queue| queue.cursors.values_mut()) {
-                cursor.ranges.clear();
+            for ranges_max in RANGES_SHORTENED {
+                for cursor in account.queues.values_mut().flat_map(|queue| queue.cursors.values_mut()) {
+                    cursor.ranges.truncate(2 * ranges_max);
+                }
+                body = account.encode_to_vec();
+                if body.len() + HEAD_LEN <= SLOT_LEN as usize {
+                    break;
+                }
             }
-            body = account.encode_to_vec();
         }
         if body.len() + HEAD_LEN > SLOT_LEN as usize {
             return Err(io::Error::other(format!("{} bytes do not fit a slot of the witness file", body.len())));
@@ -134,6 +140,22 @@ mod tests {
 
     fn account(checkpoint: u64) -> Account {
         Account { meta: Some(MetaRow { generation: 1, checkpoint }), ..Account::default() }
+    }
+
+    #[test]
+    fn an_account_that_is_too_large_is_written_with_as_many_ranges_of_each_cursor_as_fit() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (mut witness, _) = Witness::open(&RealDisk, dir.path()).expect("opens");
+        for (checkpoint, (cursors, most)) in (1..).zip([(80, 1000), (200, 512), (500, 128), (2000, 16)]) {
+            let row = CursorRow { low: 1 << 40, ranges: vec![100; 2000], ledger: None };
+            let cursors = (0..cursors).map(|n| (format!("{n}"), row.clone())).collect();
+            let queue = QueueAccount { row: None, cursors };
+            let account = Account { queues: BTreeMap::from([("traces".to_owned(), queue)]), ..account(checkpoint) };
+            let written = witness.write(account).expect("fits");
+            assert!(written.queues["traces"].cursors.values().all(|row| row.ranges.len() == 2 * most), "{most}");
+            let found = peek(&RealDisk, dir.path()).expect("read").expect("an account");
+            assert!(found == written, "{most}: what lets segments go is what was written");
+        }
     }
 
     #[test]

@@ -57,6 +57,14 @@ impl Setup {
         request.body(super::request(&[name.to_owned()])).send().await.expect("answered")
     }
 
+    /// The sum of a metric's series, as the metrics page has them.
+    pub async fn sum(&self, client: &reqwest::Client, name: &str) -> f64 {
+        let url = format!("http://127.0.0.1:{}/metrics", self.metrics_port);
+        let page = client.get(url).send().await.expect("answered").text().await.expect("a body");
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        page.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
     /// The value of a series on the metrics page, by its name and a label.
     pub async fn sample(&self, client: &reqwest::Client, name: &str, label: &str) -> Option<f64> {
         let url = format!("http://127.0.0.1:{}/metrics", self.metrics_port);

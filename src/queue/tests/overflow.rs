@@ -4,12 +4,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::queue::overflow::{Giver, relieve};
+use crate::storage::counting::CountingDisk;
 
 const ALL: LeaseLimits = LeaseLimits { bytes_max: 1 << 20, records_max: 1000, items_max: u64::MAX };
 
 /// A store whose only queue has the cursors named; those in `giving_way` may give up records.
 fn bench(dir: &Path, cursors: &[&str], giving_way: &[&str]) -> (Store, Arc<Log>, Router) {
-    let store = open(dir);
+    bench_on(open(dir), cursors, giving_way)
+}
+
+fn bench_on(store: Store, cursors: &[&str], giving_way: &[&str]) -> (Store, Arc<Log>, Router) {
     let cursors: Vec<_> = cursors.iter().map(|name| ((*name).to_owned(), StartAt::Beginning)).collect();
     let log = store.queue("one", &cursors).expect("queue");
     giving_way.iter().for_each(|name| log.let_give_way(name));
@@ -244,6 +248,38 @@ async fn past_the_cap_an_exporter_that_parks_hands_its_oldest_over_and_without_r
     }
     assert_eq!(refused.expect("blocked").reason, RefusedReason::Full);
     assert_eq!(parked.lock().len(), handed_over.len(), "nothing went");
+}
+
+#[tokio::test]
+async fn where_the_disk_is_full_nothing_is_parked_since_that_would_free_nothing_and_what_is_dropped_goes() {
+    for is_parked in [true, false] {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let disk = CountingDisk::default();
+        let store = open_on(Arc::new(disk.clone()), dir.path(), 1 << 20);
+        let (store, log, router) = bench_on(store, &["dead"], &["dead"]);
+        let (mut giver, gone) = giver(&log, "dead");
+        if is_parked {
+            giver.park = Some(Box::new(|_| Ok(Box::new(|| ()))));
+        }
+        let givers = [giver];
+        fill(&store, &router, &givers, 200).await;
+        assert_eq!(gone.load(Ordering::SeqCst), 0, "far from the cap");
+        // Others have taken the rest.
+        disk.available_bytes.store(1, Ordering::SeqCst);
+        let budget = Budget::new(1 << 20);
+        let refused = async || {
+            relieve(&store, &givers);
+            store.checkpoint().expect("written");
+            router.offer(offer(&budget, 0, Vec::new())).await.err()
+        };
+        // Until an earlier reading of what is free is too old, and the segment in use is full.
+        let in_time = tokio::time::timeout(Duration::from_secs(20), async {
+            while refused().await.is_none_or(|refused| refused.reason != RefusedReason::Full) {}
+        });
+        in_time.await.expect("refused");
+        refused().await;
+        assert_eq!(gone.load(Ordering::SeqCst) == 0, is_parked, "{gone:?}");
+    }
 }
 
 #[tokio::test]

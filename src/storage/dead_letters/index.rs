@@ -264,10 +264,6 @@ impl Index {
         self.last_sequence
     }
 
-    pub fn last_segment_id(&self) -> Option<u64> {
-        self.segments.keys().next_back().copied()
-    }
-
     /// Letters and notes that live in a segment, and the tombstones in it that are still needed elsewhere.
     pub fn contents(&self, segment: u64) -> Contents {
         let Some(row) = self.segments.get(&segment) else { return Contents::default() };

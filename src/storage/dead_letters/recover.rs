@@ -19,7 +19,17 @@ pub struct Opened {
     pub damage: Vec<String>,
 }
 
-pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened)> {
+/// The id in a file's name, whatever stands around it: of a segment, one that was set aside, or one that was begun.
+fn id_in(name: &str) -> Option<u64> {
+    let name = name.strip_prefix(TEMPORARY_PREFIX).unwrap_or(name);
+    let id = name.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    // So many were never given out.
+    id.filter(|id| *id < u64::MAX / 2)
+}
+
+/// The index, what there is to tell, and the id that the next segment may have at the least: a file that cannot be read
+/// is in no index, and must not be written over.
+pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened, u64)> {
     disk.create_dir(dir)?;
     if let Some(parent) = dir.parent() {
         disk.sync_dir(parent)?;
@@ -28,7 +38,9 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened)
     let mut index = Index::default();
     let mut opened = Opened::default();
     let mut ids = Vec::new();
+    let mut next_id = 1;
     for entry in disk.list(dir)? {
+        next_id = next_id.max(id_in(&entry.name).map_or(1, |id| id + 1));
         if entry.name.starts_with(TEMPORARY_PREFIX) {
             disk.remove(&dir.join(&entry.name))?;
         } else if let Some(id) = segment::parse_file_name(&entry.name) {
@@ -70,7 +82,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened)
         }
     }
     index.drop_orphans();
-    Ok((index, opened))
+    Ok((index, opened, next_id))
 }
 
 /// Takes the records in, checking each; returns the end of the last.

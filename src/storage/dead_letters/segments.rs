@@ -202,7 +202,7 @@ impl DeadLetterLog {
             segment.allocated_bytes = len;
         }
         if let Some(space) = &self.space {
-            space.subtract(active.allocated_bytes - len);
+            space.came_back(active.allocated_bytes - len);
         }
     }
 
@@ -238,9 +238,6 @@ impl DeadLetterLog {
             // Whatever is left of it is swept up at the next open.
             let _ = self.disk.remove(&temporary).or_else(|_| self.disk.remove(&path));
             return Err(error);
-        }
-        if let Some(space) = &self.space {
-            space.add(len);
         }
         state.index.add_segment(identity, Arc::clone(&file), len, RECORDS_START);
         Ok(Active { identity, file, allocated_bytes: len, end: RECORDS_START })
@@ -315,7 +312,7 @@ impl DeadLetterLog {
         self.disk.remove(&segment::path_in(&self.dir, id)).map_err(LetterError::during("remove"))?;
         let lost = state.index.remove_segment(id);
         if let Some(space) = &self.space {
-            space.subtract(allocated_bytes);
+            space.came_back(allocated_bytes);
         }
         self.disk.sync_dir(&self.dir).map_err(LetterError::during("sync the directory of"))?;
         Ok(lost)

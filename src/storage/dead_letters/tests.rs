@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::storage::segment::RECORDS_START;
 use crate::storage::simulated::{Fate, Faults, World};
 
 const DIR: &str = "/volume/dlq";
@@ -229,4 +230,38 @@ fn a_letter_that_was_replaced_since_it_was_read_is_not_removed_and_one_that_was_
     assert!(!log.remove_unchanged(&edited).expect("asked"), "somebody repaired it");
     assert!(log.remove_unchanged(&kept).expect("asked"));
     assert_eq!(held(&log).len(), 2);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_never_written_over_whatever_its_name() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let open = || {
+        DeadLetterLog::open(Arc::new(crate::storage::RealDisk), dir.path(), SMALL, None).map(|(log, opened)| {
+            let damage = opened.damage.len();
+            (log, damage)
+        })
+    };
+    let one_more = |log: &DeadLetterLog| {
+        let (ids, _receipt) = log.append(vec![letter("kept", 100)]).expect("kept");
+        // Each in a segment of its own.
+        log.close();
+        ids[0]
+    };
+    let (log, _) = open().expect("opens");
+    let ids = [one_more(&log), one_more(&log), one_more(&log)];
+    drop(log);
+    // The newest is damaged in both copies of its header, and one was set aside by a repair.
+    let path = segment::path_in(dir.path(), 3);
+    let mut bytes = std::fs::read(&path).expect("read");
+    bytes[..RECORDS_START as usize].fill(0xA5);
+    std::fs::write(&path, &bytes).expect("damaged");
+    let aside = dir.path().join("0000000000000007.seg.damaged");
+    std::fs::write(&aside, b"what could be read of it").expect("written");
+    let (log, damage) = open().expect("opens");
+    assert_eq!((damage, log.rows().len()), (1, 2));
+    let fresh = one_more(&log);
+    assert!(fresh > ids[2]);
+    assert!(segment::path_in(dir.path(), 8).exists());
+    assert_eq!(std::fs::read(&path).expect("still there"), bytes);
+    assert_eq!(std::fs::read(&aside).expect("still there"), b"what could be read of it");
 }

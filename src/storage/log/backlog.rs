@@ -168,7 +168,7 @@ impl Log {
         ledgers.entry(cursor.to_owned()).or_default().settle(&fates, gone.items, *is_damaged);
         let lows = || cursors.values().map(Cursor::low);
         let (lowest, foremost) = (lows().min().unwrap_or(0), lows().max().unwrap_or(0));
-        tail.settled(lowest, foremost, self.inner.shared.tail_bytes_max);
+        tail.settled(lowest, foremost);
         drop(state);
         if let Some(tally) = self.tally(cursor) {
             tally.subtract(&gone);

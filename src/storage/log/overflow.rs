@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use crate::settings::Sizer;
 use crate::storage::backlog::Weight;
-use crate::storage::catalog::CursorRow;
+use crate::storage::catalog::{CursorRow, RANGES_SURE};
 use crate::storage::cursor::{Cursor, PERSISTED_RANGES_MAX};
 use crate::storage::ledger::Ledger;
 use crate::storage::segment::{RECORDS_START, Scanner, Step};
 
 use super::read::start_offset;
-use super::{Log, Position, SegmentState};
+use super::{Inner, Log, Position, SegmentState};
 
 /// A segment that only cursors which give way hold on to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +28,18 @@ pub type Enough = Option<(Sizer, u64)>;
 
 /// The cursor as a checkpoint writes it, which alone lets segments go: of very many ranges a row keeps the first.
 fn written_down(cursor: &Cursor) -> Cow<'_, Cursor> {
-    if cursor.above().len() <= PERSISTED_RANGES_MAX {
+    if cursor.above().len() <= RANGES_SURE {
         Cow::Borrowed(cursor)
     } else {
         Cow::Owned(CursorRow::new(cursor, &Ledger::default(), PERSISTED_RANGES_MAX).cursor())
+    }
+}
+
+impl Inner {
+    /// The cursors that give way. Taken before the state's lock, which others hold while they take that of the tallies.
+    pub(super) fn giving_way(&self) -> BTreeSet<String> {
+        let tallies = self.tallies.read();
+        tallies.iter().filter(|tally| tally.gives_way()).map(|tally| tally.cursor.clone()).collect()
     }
 }
 
@@ -60,12 +68,6 @@ impl Log {
         self.tally(cursor).is_some_and(|tally| tally.gives_way())
     }
 
-    /// The cursors that give way. Taken before the state's lock, which others hold while they take that of the tallies.
-    pub(super) fn giving_way(&self) -> BTreeSet<String> {
-        let tallies = self.inner.tallies.read();
-        tallies.iter().filter(|tally| tally.gives_way()).map(|tally| tally.cursor.clone()).collect()
-    }
-
     /// By how much the backlog of a cursor that gives way is beyond its limit.
     pub fn excess(&self, cursor: &str) -> Option<(Sizer, u64)> {
         let tally = self.tally(cursor).filter(|tally| tally.gives_way())?;
@@ -77,7 +79,7 @@ impl Log {
     /// Segments whose space comes back when cursors that give way do so, oldest first. What a blocking cursor holds as
     /// well is not among them: giving it up would free nothing.
     pub fn droppable(&self) -> Vec<Droppable> {
-        let giving_way = self.giving_way();
+        let giving_way = self.inner.giving_way();
         let state = self.inner.state.lock();
         let sealed = state.segments.values().filter(|s| s.state != SegmentState::Active && s.records > 0);
         sealed

@@ -10,7 +10,7 @@ use crate::storage::record::end_after;
 use crate::storage::segment;
 
 use super::prepare::SPARE_PREFIX;
-use super::{Log, SegmentState};
+use super::{Log, Segment, SegmentState};
 
 /// One queue at one moment, as a checkpoint sees it.
 #[derive(Clone, Debug)]
@@ -95,21 +95,37 @@ impl Log {
                 }
             }
         }
-        let count = gone.len() as u64 + u64::from(keep_spare.is_some());
+        let mut count = 0;
+        let mut failure = None;
+        // What cannot go stays, counted and known, for the next checkpoint; the others go all the same.
+        let mut stays = |segment: Segment, error: io::Error| {
+            inner.state.lock().segments.insert(segment.identity.id, segment);
+            failure.get_or_insert(error);
+        };
         let disk = &inner.shared.disk;
         if let Some(segment) = keep_spare {
             let id = segment.identity.id;
             let path = inner.dir.join(format!("{SPARE_PREFIX}{id:016x}"));
-            disk.rename(&segment::path_in(&inner.dir, id), &path)?;
-            inner.state.lock().spare = Some((path, segment.file));
+            match disk.rename(&segment::path_in(&inner.dir, id), &path) {
+                Ok(()) => {
+                    inner.state.lock().spare = Some((path, segment.file));
+                    count += 1;
+                }
+                Err(error) => stays(segment, error),
+            }
         }
         for segment in gone {
-            disk.remove(&segment::path_in(&inner.dir, segment.identity.id))?;
-            inner.shared.space.subtract(segment.allocated_bytes);
+            match disk.remove(&segment::path_in(&inner.dir, segment.identity.id)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => stays(segment, error),
+                _ => {
+                    inner.shared.space.subtract(segment.allocated_bytes);
+                    count += 1;
+                }
+            }
         }
         if count > 0 {
             disk.sync_dir(&inner.dir)?;
         }
-        Ok(count)
+        failure.map_or(Ok(count), Err)
     }
 }

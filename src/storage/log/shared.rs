@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::storage::disk::Disk;
 use crate::storage::space::Space;
 
-use super::{Lost, Signal};
+use super::{Lost, Peers, Pool, Signal};
 
 /// Told what the writer does, on the writer's thread; for counting.
 pub trait Observer: Send + Sync {
@@ -25,7 +25,9 @@ pub struct Shared {
     pub observer: Arc<dyn Observer>,
     pub segment_bytes: u64,
     /// Recent records kept in memory for the exporters.
-    pub tail_bytes_max: u64,
+    pub tails: Arc<Pool>,
+    /// Every log, to say who holds what another is refused.
+    pub peers: Arc<Peers>,
     pub sync_interval_min: Duration,
     pub drive: Drive,
     /// Set when a checkpoint has something to write.

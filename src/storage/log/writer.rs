@@ -333,7 +333,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
             payload: record.payload,
             guard: Some(record.guard),
         };
-        state.tail.push(record, inner.shared.tail_bytes_max);
+        state.tail.push(record);
         answers.push((answer, reservation, sequence));
         sequence += 1;
     }
@@ -348,6 +348,7 @@ fn publish(inner: &Inner, segment_id: u64, first_sequence: u64, written: impl It
     state.last_append = Some(Instant::now());
     publish_room(inner, &state);
     drop(state);
+    inner.shared.tails.make_room();
     inner.durable_end.send_replace(sequence);
     for (answer, reservation, sequence) in answers {
         reservation.keep();

@@ -16,7 +16,7 @@ use crate::storage::disk::Disk;
 use crate::storage::log::{Log, Observer, QueueSnapshot};
 use crate::storage::witness::{Account, QueueAccount, Witness};
 
-/// A catalogue that failed is opened again no sooner than this.
+/// A catalogue that failed is opened again no sooner than this, and a checkpoint that failed repeated after it.
 pub(super) const CATALOG_RETRY: Duration = Duration::from_secs(5);
 /// A catalogue that was just compacted is not compacted again before it has grown this many times.
 const COMPACT_GROWTH: u64 = 4;
@@ -37,6 +37,9 @@ pub(super) struct Keeper {
     pub witness: Witness,
     pub ballast: Ballast,
     pub meta: MetaRow,
+    /// The last checkpoint could not do all that it had to, and is repeated also if nothing changes: at the cap nothing
+    /// may change before a segment goes.
+    pub is_behind: bool,
 }
 
 /// Why there is no catalogue at the moment.
@@ -50,6 +53,7 @@ impl Keeper {
     /// Catalogue, then witness, and only then the segments that nobody needs any more.
     pub fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) -> io::Result<()> {
         self.meta.checkpoint += 1;
+        self.is_behind = true;
         let snapshots: BTreeMap<&String, QueueSnapshot> =
             logs.iter().map(|(name, log)| (name, log.snapshot())).collect();
         if let Err(error) = self.write_catalog(&snapshots, observer) {
@@ -65,6 +69,7 @@ impl Keeper {
                 return Err(error);
             }
         };
+        self.is_behind = false;
         for (name, account) in &written.queues {
             let Some(log) = logs.get(name) else { continue };
             // As written down: memory may know of more settled ranges than a row holds.
@@ -72,7 +77,10 @@ impl Keeper {
             match log.reclaim(&cursors) {
                 // Its rows go with the next checkpoint.
                 Ok(_) => {}
-                Err(error) => observer.failed(name, "reclaim a segment of", &error),
+                Err(error) => {
+                    self.is_behind = true;
+                    observer.failed(name, "reclaim a segment of", &error);
+                }
             }
             log.uncache();
         }
@@ -187,15 +195,52 @@ pub(super) fn open_or_rebuild(disk: &dyn Disk, dir: &Path, open_catalog: &OpenCa
         // Without room it would fail in a fresh directory too; it may well be whole.
         Err(error) if error.is_full => Err(error.into()),
         Err(error) => {
-            let aside = (0..)
-                .map(|n| dir.join(format!("catalog.damaged.{n}")))
-                .find(|aside| disk.list(aside).is_err())
-                .unwrap_or_else(|| dir.join("catalog.damaged"));
+            let before = set_aside(disk, dir).map_err(StoreError::io("list", dir))?;
+            let aside = aside_path(dir, before.last().map_or(0, |newest| newest + 1));
             let note = format!("{error}; it was set aside as {} and is rebuilt", aside.display());
             disk.rename(&path, &aside).map_err(StoreError::io("set aside", &path))?;
             disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
+            for n in before.iter().rev().skip(SET_ASIDE_MAX - 1) {
+                // For whoever wants to look; that one more stays harms nobody.
+                if let Err(error) = remove_all(disk, &aside_path(dir, *n)) {
+                    tracing::warn!(%error, "failed to remove a catalogue that was set aside long ago");
+                }
+            }
             let (catalog, rows) = open()?;
             Ok((catalog, rows, Some(note)))
         }
     }
+}
+
+/// Catalogues set aside that are kept, the newest.
+const SET_ASIDE_MAX: usize = 2;
+const SET_ASIDE_PREFIX: &str = "catalog.damaged.";
+
+fn aside_path(dir: &Path, n: u64) -> PathBuf {
+    dir.join(format!("{SET_ASIDE_PREFIX}{n}"))
+}
+
+/// Their numbers, ascending.
+fn set_aside(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u64>> {
+    let entries = disk.list(dir)?;
+    let mut numbers: Vec<u64> =
+        entries.iter().filter_map(|entry| entry.name.strip_prefix(SET_ASIDE_PREFIX)?.parse().ok()).collect();
+    // So many there never were.
+    numbers.retain(|n| *n < u64::MAX / 2);
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// A directory of sled's, which has files and directories of files.
+fn remove_all(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    for entry in disk.list(dir)? {
+        let path = dir.join(entry.name);
+        if entry.is_dir {
+            for file in disk.list(&path)? {
+                disk.remove(&path.join(file.name))?;
+            }
+        }
+        disk.remove(&path)?;
+    }
+    disk.remove(dir)
 }

@@ -12,6 +12,9 @@ use crate::storage::disk::{DirEntry, DiskSpace};
 struct Orders {
     /// So many syncs of segments fail, then they succeed again.
     failing_syncs: AtomicU32,
+    /// So many removals and so many renames of segments fail.
+    failing_removals: AtomicU32,
+    failing_renames: AtomicU32,
     /// Creating a file fails with ENOSPC.
     no_space: AtomicBool,
     /// What `space` reports as available, when set (in MiB, 0: the truth).
@@ -67,6 +70,16 @@ impl DiskFile for FaultyFile {
     }
 }
 
+/// Fails while there are failures left of what was ordered.
+fn fail(path: &Path, left: &AtomicU32) -> io::Result<()> {
+    let is_segment = path.extension().is_some_and(|extension| extension == "seg");
+    let take = |left: u32| left.checked_sub(1);
+    match is_segment && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+        true => Err(io::Error::from_raw_os_error(5)),
+        false => Ok(()),
+    }
+}
+
 impl FaultyDisk {
     fn wrap(&self, path: &Path, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
         if path.to_string_lossy().contains("/queues/") {
@@ -95,9 +108,11 @@ impl Disk for FaultyDisk {
         self.inner.list(dir)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fail(from, &self.orders.failing_renames)?;
         self.inner.rename(from, to)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
+        fail(path, &self.orders.failing_removals)?;
         self.inner.remove(path)
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -297,4 +312,36 @@ fn what_one_exporter_has_passed_and_another_has_not_leaves_the_page_cache_once_a
     store.queue("traces", &[]).map(drop).expect("queue");
     store.checkpoint().expect("written");
     assert!(orders.uncached.lock().is_empty());
+}
+
+#[test]
+fn a_segment_that_cannot_be_removed_stays_counted_keeps_no_other_and_goes_later() {
+    for is_removal in [true, false] {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let orders = Arc::new(Orders::default());
+        let disk = Arc::new(FaultyDisk { inner: RealDisk, orders: Arc::clone(&orders) });
+        let options = Options { catalog_retry: Duration::from_millis(20), ..options() };
+        let (store, _, seen) = open_on(disk, dir.path(), &options).expect("opens");
+        let log = store.queue("traces", &cursor("a")).expect("queue");
+        let ballast_bytes = std::fs::metadata(dir.path().join("ballast")).expect("a ballast").len();
+        append_all(&log, 0..100);
+        let most = segments(dir.path(), "traces").len();
+        let left = if is_removal { &orders.failing_removals } else { &orders.failing_renames };
+        left.store(1, Ordering::SeqCst);
+        log.settle("a", 0..100);
+        eventually("it has failed", || !seen.failures.lock().is_empty());
+        assert!(seen.failures.lock()[0].contains("reclaim"), "{:?}", seen.failures.lock());
+        // Nothing changes any more, and all the same what failed is tried again: only the one in use, the one behind it
+        // and a spare are left.
+        eventually("the others are gone", || segments(dir.path(), "traces").len() <= 3);
+        assert!(most >= 8, "{most} segments: the run was no run");
+        eventually("what is counted is what is there", || {
+            let files = std::fs::read_dir(dir.path().join("queues/traces")).expect("listed");
+            let len = |file: std::fs::DirEntry| file.metadata().map_or(0, |metadata| metadata.len());
+            let bytes: u64 = files.map(|file| len(file.expect("entry"))).sum();
+            store.space().allocated_bytes() == ballast_bytes + bytes
+        });
+        append_all(&log, 100..130);
+        assert_eq!(read_all(&log, 100), (100..130).collect::<Vec<u64>>());
+    }
 }

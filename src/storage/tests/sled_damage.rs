@@ -248,3 +248,22 @@ fn a_store_compacts_a_catalogue_past_its_limit_and_goes_on() {
     let log = store.queue("traces", &cursor("a")).expect("queue");
     assert_eq!(log.cursor("a").expect("cursor").low(), 7);
 }
+
+#[test]
+fn of_catalogues_set_aside_the_newest_two_are_kept() {
+    let dir = prepared();
+    for _ in 0..4 {
+        for path in sled_files(dir.path()) {
+            let len = std::fs::metadata(&path).expect("there").len();
+            std::fs::write(&path, vec![0xA5; len.max(1) as usize]).expect("overwritten");
+        }
+        let (store, report, _) = open(dir.path());
+        assert!(!report.catalog_intact);
+        store.close();
+    }
+    let names = std::fs::read_dir(dir.path()).expect("listed").map(|entry| entry.expect("entry").file_name());
+    let mut aside: Vec<_> = names.filter_map(|name| name.into_string().ok()).collect();
+    aside.retain(|name| name.starts_with("catalog."));
+    aside.sort();
+    assert_eq!(aside, ["catalog.damaged.2", "catalog.damaged.3"]);
+}
