@@ -61,8 +61,12 @@ pub struct Faults {
     pub failing_reads: u32,
     /// The first read this many operations from now fails.
     pub failing_read_in: Option<u64>,
+    /// So many writes and allocations succeed before the next fault.
+    pub passing_writes: u32,
     /// Writes and allocations fail with ENOSPC, some of them halfway.
     pub failing_writes: u32,
+    /// `rename`, `remove` and `sync_dir` fail and change nothing.
+    pub failing_names: u32,
     pub sync_delay: Duration,
 }
 
@@ -250,6 +254,15 @@ impl State {
 
     fn end<T>(&self, is_last: IsLast, value: T) -> io::Result<T> {
         if is_last { Err(power_off()) } else { Ok(value) }
+    }
+
+    /// Whether the disk is full for this write.
+    fn is_full(&mut self) -> bool {
+        if self.faults.failing_writes == 0 || self.is_oracle {
+            return false;
+        }
+        let passes = self.strikes(|faults| &mut faults.passing_writes);
+        !passes && self.strikes(|faults| &mut faults.failing_writes)
     }
 
     /// Takes one from a count of ordered errors.

@@ -55,7 +55,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Drain),
         6 => Just(Op::Checkpoint),
         1 => (1..5u32).prop_map(Op::FailSyncs),
-        1 => (1..4u32).prop_map(Op::FailWrites),
+        1 => (0..12u32, 1..4u32).prop_map(|(passing, failing)| Op::FailWrites { passing, failing }),
+        1 => (1..3u32).prop_map(Op::FailNames),
         1 => (1..3u32).prop_map(Op::FailReads),
         4 => (0..25u64, prop::option::weighted(0.2, 0..40u64), fate())
             .prop_map(|(operations, again, fate)| Op::Cut { operations, again, fate }),

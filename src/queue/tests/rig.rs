@@ -55,7 +55,11 @@ pub enum Op {
     Drain,
     Checkpoint,
     FailSyncs(u32),
-    FailWrites(u32),
+    FailWrites {
+        passing: u32,
+        failing: u32,
+    },
+    FailNames(u32),
     FailReads(u32),
     /// The power goes off during the operation named from now on, and again during the start that follows.
     Cut {
@@ -218,7 +222,10 @@ impl Rig {
             Op::Drain => return self.drain(),
             Op::Checkpoint => return self.checkpoint(),
             Op::FailSyncs(count) => self.world.update_faults(|faults| faults.failing_syncs = count),
-            Op::FailWrites(count) => self.world.update_faults(|faults| faults.failing_writes = count),
+            Op::FailWrites { passing, failing } => self.world.update_faults(|faults| {
+                (faults.passing_writes, faults.failing_writes) = (passing, failing);
+            }),
+            Op::FailNames(count) => self.world.update_faults(|faults| faults.failing_names = count),
             Op::FailReads(count) => self.world.update_faults(|faults| faults.failing_reads = count),
             Op::Cut { operations, again, fate } => {
                 self.pending = Restart::Cut { again, fate };

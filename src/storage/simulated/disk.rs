@@ -53,7 +53,7 @@ impl Disk for SimulatedDisk {
     fn create(&self, path: &Path, allocate_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         let state = &mut *self.world.0.lock();
         let is_last = state.begin(self.boot)?;
-        if state.used_bytes() + allocate_bytes > state.total_bytes || state.strikes(|f| &mut f.failing_writes) {
+        if state.used_bytes() + allocate_bytes > state.total_bytes || state.is_full() {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let file = File::allocated(allocate_bytes as usize, &mut state.rng, &state.stale);
@@ -94,6 +94,9 @@ impl Disk for SimulatedDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.world.0.lock();
         let is_last = state.begin(self.boot)?;
+        if state.strikes(|f| &mut f.failing_names) {
+            return Err(eio());
+        }
         if from.parent() != to.parent() {
             return Err(io::ErrorKind::CrossesDevices.into());
         }
@@ -107,6 +110,9 @@ impl Disk for SimulatedDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let state = &mut *self.world.0.lock();
         let is_last = state.begin(self.boot)?;
+        if state.strikes(|f| &mut f.failing_names) {
+            return Err(eio());
+        }
         let pages = state.file(path)?.some_pages();
         let (parent, name) = state.parent_of(path)?;
         parent.change(vec![(name.into_owned(), None)]);
@@ -119,6 +125,9 @@ impl Disk for SimulatedDisk {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let state = &mut *self.world.0.lock();
         let is_last = state.begin(self.boot)?;
+        if state.strikes(|f| &mut f.failing_names) {
+            return Err(eio());
+        }
         if is_last && state.rng.bool() {
             return Err(power_off());
         }
@@ -162,7 +171,7 @@ impl DiskFile for SimulatedFile {
         for part in parts.iter() {
             bytes.extend_from_slice(part);
         }
-        let full = state.strikes(|f| &mut f.failing_writes);
+        let full = state.is_full();
         let written = if full || is_last { state.rng.usize(..=bytes.len()) } else { bytes.len() };
         state.file_of(self.node)?.write(&bytes[..written], offset as usize);
         if full {
