@@ -62,7 +62,14 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<(Index, Opened,
                 segment.end = end;
                 let used = end.next_multiple_of(HEADER_PAGE_LEN);
                 if used < allocated_bytes {
-                    if Some(id) != newest && !is_zero(segment.file.as_ref(), used, allocated_bytes)? {
+                    let is_blank = is_zero(segment.file.as_ref(), end, allocated_bytes)?;
+                    if Some(id) == newest && !is_blank {
+                        tracing::warn!(
+                            segment = %path.display(), byte = end,
+                            "the end of the dead letters is no whole letter and is cut off: a write that a crash broke off, or damage"
+                        );
+                    }
+                    if Some(id) != newest && !is_blank {
                         opened.damage.push(format!("{} is damaged from byte {end} on", path.display()));
                     } else {
                         // What was allocated and never written, or never confirmed.
