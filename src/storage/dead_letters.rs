@@ -274,7 +274,14 @@ impl DeadLetterLog {
 
     /// Gives back what is allocated and not used. Writing may go on.
     pub fn close(&self) {
-        self.seal(&mut self.state.lock());
+        let mut state = self.state.lock();
+        // Ends no letter, but stands behind the last group: without it damage there looks like a write that a crash broke off.
+        if state.active.is_some()
+            && let Err(error) = self.write(&mut state, vec![Entry::tombstone(&[])], Room::Beyond)
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "failed to vouch for the last dead letters; they are kept all the same");
+        }
+        self.seal(&mut state);
     }
 
     fn at_cap(&self, state: &State) -> LetterError {

@@ -198,6 +198,28 @@ fn a_damaged_letter_is_named_and_the_others_are_read() {
     assert_eq!(log.rows().iter().map(|row| row.id).collect::<Vec<_>>(), ids[..7]);
 }
 
+/// Before, it was taken for a write that a crash had broken off, and cut off without a word.
+#[test]
+fn after_an_orderly_close_damage_to_the_last_letter_is_named_too() {
+    let world = world(1);
+    let (log, _) = open(&world, SMALL);
+    let (ids, _receipt) = log.append(vec![letter("first", 1000), letter("last", 1000)]).expect("kept");
+    log.close();
+    drop(log);
+    let file = world.disk().open(&segment::path_in(Path::new(DIR), 1)).expect("opens");
+    let offset = segment::RECORDS_START + 1500;
+    let mut byte = [0];
+    file.read_at(&mut byte, offset).expect("read");
+    file.write_all_at(&mut [io::IoSlice::new(&[byte[0] ^ 1])], offset).expect("written");
+    let (log, opened) = open(&world, SMALL);
+    assert_eq!(opened.damage.len(), 1, "{:?}", opened.damage);
+    assert_eq!(log.rows().iter().map(|row| row.id).collect::<Vec<_>>(), ids[..1]);
+    // What vouches is no letter, and nothing more is written for an idle log.
+    log.close();
+    drop(log);
+    assert_eq!(open(&world, SMALL).0.rows().len(), 1);
+}
+
 #[test]
 fn a_failed_sync_is_an_error_and_the_next_letter_goes_into_a_fresh_segment() {
     let world = world(1);
