@@ -261,6 +261,13 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_of_sled_is_an_error_that_says_so() {
+        let panics = || -> Result<(), CatalogError> { panic!("out of bounds: {}", 7) };
+        let error = guarded("open", panics).expect_err("it panicked");
+        assert!(error.to_string().contains("sled panicked: out of bounds: 7"), "{error}");
+    }
+
+    #[test]
     fn a_corrupt_catalogue_is_an_error_and_not_a_panic() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("catalog");
