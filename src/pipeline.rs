@@ -11,6 +11,7 @@
 pub mod batch;
 mod clock;
 mod deliver;
+mod gather;
 mod isolate;
 mod parking;
 
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -104,6 +105,8 @@ pub struct Destination {
     refusals_in_row: AtomicU32,
     /// An isolation found so; until it takes something.
     refuses_everything: AtomicBool,
+    /// Counts when it took something and was not known to take anything.
+    recoveries: watch::Sender<u64>,
     meter: Arc<dyn Meter>,
     last_error: Mutex<Option<String>>,
 }
@@ -133,6 +136,7 @@ impl Destination {
             accepted_at: Mutex::new(None),
             refusals_in_row: AtomicU32::new(0),
             refuses_everything: AtomicBool::new(false),
+            recoveries: watch::Sender::new(0),
             meter,
             last_error: Mutex::new(None),
         })
@@ -157,9 +161,24 @@ impl Destination {
     }
 
     fn accepted(&self) {
+        let was_known = self.takes_others();
         *self.accepted_at.lock() = Some(Instant::now());
         self.refusals_in_row.store(0, Ordering::Relaxed);
         self.refuses_everything.store(false, Ordering::Relaxed);
+        if !was_known {
+            self.recoveries.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn recoveries(&self) -> u64 {
+        *self.recoveries.borrow()
+    }
+
+    /// Something was set aside because nothing was taken; if that was so only `before`, nobody else would tell.
+    fn set_aside_since(&self, before: u64) {
+        if self.recoveries() != before {
+            self.recoveries.send_modify(|count| *count += 1);
+        }
     }
 
     fn refused(&self) {
@@ -187,11 +206,16 @@ impl Destination {
 /// Runs the delivery of one queue to one destination until `stop` says otherwise.
 pub async fn run(subscription: Arc<Subscription>, destination: Arc<Destination>, stop: Drain) {
     let tasks = TaskTracker::new();
+    let mut recoveries = destination.recoveries.subscribe();
     loop {
         tokio::select! {
             biased;
             () = stop.abort.cancelled() => break,
             () = drained(&subscription, &destination, &stop) => break,
+            Ok(()) = recoveries.changed() => {
+                subscription.retry_unproven();
+                continue;
+            }
             () = subscription.ready() => {}
         }
         let slot = tokio::select! {
@@ -200,7 +224,7 @@ pub async fn run(subscription: Arc<Subscription>, destination: Arc<Destination>,
             slot = Arc::clone(&destination.slots).acquire_owned() => slot,
         };
         let Ok(slot) = slot else { break };
-        let work = deliver::Delivery {
+        let work = gather::Delivery {
             subscription: Arc::clone(&subscription),
             destination: Arc::clone(&destination),
             draining: stop.drain.clone(),

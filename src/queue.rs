@@ -1,8 +1,10 @@
 //! Intake, leases and settling over the segment log, and the byte budget that bounds memory.
 
 pub mod admission;
+pub mod book;
 pub mod budget;
 pub mod gate;
+mod giving;
 pub mod lease;
 pub mod metadata;
 pub mod overflow;
@@ -17,12 +19,14 @@ use std::time::Duration;
 use crate::otlp::wire::Summary;
 use crate::otlp::{Encoding, Metadata, Signal};
 pub use crate::storage::Durable;
+pub use book::Why;
 pub use budget::{Budget, Permit};
 pub use gate::{Gate, Marks};
+pub use giving::GivenUp;
 pub use lease::Lease;
 pub use overflow::{Giver, Overflow, Park, Undo};
 pub use router::Router;
-pub use subscription::{GivenUp, LeaseLimits, Settled, Subscription, SubscriptionStatus};
+pub use subscription::{LeaseLimits, Settled, Subscription, SubscriptionStatus};
 
 /// One request, validated, on its way into the queues of its pipelines.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! One batch on its way: from the lease to the settled cursor, however often the destination says no.
+//! One batch on its way: from its first attempt to the settled cursor, however often the destination says no.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use crate::dlq::Reason;
 use crate::exporters::{Batch, Class, Failure, Outcome};
 use crate::otlp::Signal;
-use crate::queue::{Lease, Settled, Subscription};
+use crate::queue::{Lease, Settled, Why};
 
 use super::clock::Pass;
+use super::gather::{item_count, memory_share};
 use super::isolate::{Isolation, Refusal};
 use super::parking::{Envelope, unix_now_ms};
 use super::{Destination, batch};
@@ -22,102 +23,17 @@ const STUMBLES_MAX: u32 = 5;
 /// Errors of one destination are logged this often at the most; the count is in the metrics.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-pub(super) struct Delivery {
-    pub subscription: Arc<Subscription>,
-    pub destination: Arc<Destination>,
-    pub draining: CancellationToken,
-}
-
 /// A lease with its place among the requests in flight.
 pub(super) struct Leased {
     pub signal: Signal,
     pub destination: Arc<Destination>,
     pub lease: Lease,
     /// The bytes that the batch may hold; given back while the destination is waited for.
-    memory: Option<OwnedSemaphorePermit>,
+    pub memory: Option<OwnedSemaphorePermit>,
     /// Inflated bytes of all its records.
-    bytes: u64,
-    _slot: OwnedSemaphorePermit,
+    pub bytes: u64,
+    pub _slot: OwnedSemaphorePermit,
     pub draining: CancellationToken,
-}
-
-impl Delivery {
-    /// Leases the next batch; waits a little for more when it would be small.
-    pub async fn next(&self, slot: OwnedSemaphorePermit) -> std::io::Result<Option<Leased>> {
-        let policy = &self.destination.batch;
-        let limits = self.destination.lease_limits();
-        // Memory first: what the lease may bring at the most.
-        let most = memory_share(limits.bytes_max, &self.destination);
-        let Ok(mut memory) = Arc::clone(&self.destination.memory).acquire_many_owned(most).await else {
-            return Ok(None);
-        };
-        let mut lease = match self.subscription.lease(limits).await? {
-            Some(lease) => lease,
-            None => return Ok(None),
-        };
-        let is_small = |lease: &Lease| item_count(lease) < policy.min_items;
-        if is_small(&lease) && !policy.flush_timeout.is_zero() && self.destination.clock.is_open() {
-            let flush_at = oldest(&lease) + policy.flush_timeout;
-            tokio::select! {
-                () = tokio::time::sleep_until(flush_at) => {}
-                () = self.draining.cancelled() => {}
-                grown = self.grow(&mut lease, limits, is_small) => grown?,
-            }
-        }
-        let signal = lease.records().first().and_then(|record| Signal::from_u8(record.signal)).ok_or_else(|| {
-            std::io::Error::new(std::io::ErrorKind::InvalidData, "a record has a signal of another version")
-        })?;
-        let excess = most.saturating_sub(memory_share(raw_bytes(&lease), &self.destination));
-        drop(memory.split(excess as usize));
-        Ok(Some(Leased {
-            bytes: raw_bytes(&lease),
-            signal,
-            destination: Arc::clone(&self.destination),
-            lease,
-            memory: Some(memory),
-            _slot: slot,
-            draining: self.draining.clone(),
-        }))
-    }
-
-    /// Adds what comes in behind the lease until it is no longer small.
-    async fn grow(
-        &self,
-        lease: &mut Lease,
-        limits: crate::queue::LeaseLimits,
-        is_small: impl Fn(&Lease) -> bool,
-    ) -> std::io::Result<()> {
-        while is_small(lease) {
-            if !lease.extend(limits).await? {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-}
-
-fn item_count(lease: &Lease) -> u64 {
-    lease.records().iter().map(|record| u64::from(record.items)).sum()
-}
-
-fn raw_bytes(lease: &Lease) -> u64 {
-    lease.records().iter().map(|record| u64::from(record.raw_len)).sum()
-}
-
-/// Permits for a batch of `bytes`: merging and compressing take about as much again.
-fn memory_share(bytes: u64, destination: &Destination) -> u32 {
-    u32::try_from(bytes.saturating_mul(2)).unwrap_or(u32::MAX).clamp(1, destination.memory_bytes)
-}
-
-/// When the oldest record of the lease came, on the clock that sleeps.
-fn oldest(lease: &Lease) -> Instant {
-    let now_ns = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
-    let received_ns = lease.records().first().map_or(now_ns, |record| record.received_unix_ns);
-    // A wall clock that jumped makes the record as old as the timeout at the most, or brand-new.
-    let age = Duration::from_nanos(now_ns.saturating_sub(received_ns));
-    Instant::now().checked_sub(age).unwrap_or_else(Instant::now)
 }
 
 /// Failures of one batch, or part of one, between which the destination took something else.
@@ -197,7 +113,7 @@ impl Leased {
                 Err(error) => {
                     drop(pass);
                     tracing::error!(exporter = %destination.id, %error, "a stored record cannot be sent");
-                    return self.hold(items, error.to_string());
+                    return self.hold(items, Why::Other(error.to_string()));
                 }
             };
             let envelope = self.envelope(&request, first_attempt_unix_ms);
@@ -323,15 +239,18 @@ impl Leased {
 
     /// Finds what in a refused batch is refused, and delivers the rest.
     async fn isolate(mut self, envelope: Envelope, items: u64, attempts: u32, refusal: Refusal, failure: Failure) {
-        if self.destination.refuses_everything() {
-            return self.hold(items, format!("the destination refuses everything: {}", failure.message));
+        let destination = Arc::clone(&self.destination);
+        let recoveries = destination.recoveries();
+        if destination.refuses_everything() {
+            self.hold(items, Why::refuses_everything(&failure.message));
+            return destination.set_aside_since(recoveries);
         }
         match self.reload_and_claim().await {
             Ok(true) => {}
             Ok(false) => return self.lease.settle_empty(),
             Err(error) => {
                 tracing::error!(exporter = %self.destination.id, %error, "failed to read a refused batch again");
-                return self.hold(items, failure.message);
+                return self.hold(items, Why::Other(failure.message));
             }
         }
         match batch::build(self.signal, self.lease.records()).await {
@@ -340,7 +259,7 @@ impl Leased {
                 isolation.begin_refused(attempts, refusal, failure);
                 isolation.run().await;
             }
-            Err(error) => self.hold(items, error.to_string()),
+            Err(error) => self.hold(items, Why::Other(error.to_string())),
         }
     }
 
@@ -363,7 +282,7 @@ impl Leased {
             Ok(false) => return self.lease.settle_empty(),
             Err(error) => {
                 tracing::error!(exporter = %self.destination.id, %error, "failed to read a failed batch again");
-                return self.hold(items, failure.message);
+                return self.hold(items, Why::Other(failure.message));
             }
         }
         let mut letters = Vec::new();
@@ -376,17 +295,17 @@ impl Leased {
                     let id = &self.destination.id;
                     letters.push(envelope.letter(id, reason, &failure, attempts, request.items, payload));
                 }
-                Err(error) => return self.hold(items, error.to_string()),
+                Err(error) => return self.hold(items, Why::Other(error.to_string())),
             }
         }
         match self.destination.park(letters).await {
             Some((durable, fates)) => self.lease.settle(Settled::by_dead_letters(durable, fates)),
-            None => self.hold(items, failure.message),
+            None => self.hold(items, Why::Other(failure.message)),
         }
     }
 
-    pub(super) fn hold(self, items: u64, reason: String) {
-        self.log_held(items, &reason);
+    pub(super) fn hold(self, items: u64, reason: Why) {
+        self.log_held(items, reason.message());
         self.lease.hold(reason);
     }
 
@@ -394,7 +313,7 @@ impl Leased {
         tracing::error!(
             exporter = %self.destination.id, items, sequences = ?self.lease.covers(), %reason,
             "a batch was refused and is set aside; later ones go on. It is kept and tried again every {} s and at restart",
-            crate::queue::subscription::HELD_RETRY_AFTER.as_secs()
+            crate::queue::book::HELD_RETRY_AFTER.as_secs()
         );
         self.destination.meter.held(&self.destination.id, self.signal, items);
     }

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use crate::dlq::{Parcel, Reason};
 use crate::exporters::{Batch, Failure, Payload};
 use crate::otlp::edit;
-use crate::queue::Settled;
+use crate::queue::{Settled, Why};
 use crate::storage::Record;
 
 use super::REFUSALS_IN_ROW_MAX;
@@ -132,14 +133,16 @@ impl Isolation {
     pub async fn run(mut self) {
         if self.items.is_empty() {
             let reason = self.poison.pop().map(|poison| poison.failure.message);
-            return self.hold_all(reason.unwrap_or_else(|| "it cannot be taken apart".to_owned()));
+            return self.hold_all(Why::Other(reason.unwrap_or_else(|| "it cannot be taken apart".to_owned())));
         }
         let mut last_failure = self.poison.last().map(|poison| poison.failure.message.clone());
         while let Some(part) = self.next_part() {
+            let recoveries = self.leased.destination.recoveries();
             if self.is_row_long() && !self.still_takes_something().await {
-                self.leased.destination.refuses_everything.store(true, Ordering::Relaxed);
-                let message = last_failure.unwrap_or_default();
-                return self.hold_all(format!("the destination refuses everything: {message}"));
+                let destination = Arc::clone(&self.leased.destination);
+                destination.refuses_everything.store(true, Ordering::Relaxed);
+                self.hold_all(Why::refuses_everything(&last_failure.unwrap_or_default()));
+                return destination.set_aside_since(recoveries);
             }
             let count = part.items.len();
             let is_large = self.bytes_of(&part) > self.leased.destination.request_bytes_max();
@@ -318,6 +321,7 @@ impl Isolation {
     /// Every part was taken, stands alone, or had its last try: the poison is parked or held, the rest is settled.
     async fn conclude(self) {
         let destination = &self.leased.destination;
+        let recoveries = destination.recoveries();
         // Only a destination that takes something else says something about this batch.
         let is_proven = self.taken.is_some() || destination.takes_others();
         let reason = |poison: &Poison| match poison.refusal {
@@ -357,13 +361,16 @@ impl Isolation {
             self.rejected.iter().map(|(part, items)| (*items).min(part.clone().filter(is_settled).count() as u64));
         let settled = settled.rejected(rejected.sum());
         let why_held = why_held.unwrap_or_default().to_owned();
+        let is_unproven = !is_proven && unparked.iter().any(|poison| poison.refusal == Refusal::Permanent);
+        let why_held = if is_unproven { Why::Unproven(why_held) } else { Why::Other(why_held) };
         let is_held =
             |poison: &&Poison| self.sequence_of(poison.items.start).is_some_and(|record| held.contains(&record));
         let held_items = self.poison.iter().filter(is_held).map(|poison| poison.items.len() as u64).sum();
         if held_items > 0 {
-            self.leased.log_held(held_items, &why_held);
+            self.leased.log_held(held_items, why_held.message());
         }
         self.leased.lease.settle_except(settled, &held, &why_held);
+        self.leased.destination.set_aside_since(recoveries);
     }
 
     fn letter(&self, poison: &Poison, reason: Reason) -> Parcel {
@@ -390,7 +397,7 @@ impl Isolation {
         self.record_of(item).map(|record| record.sequence)
     }
 
-    fn hold_all(self, reason: String) {
+    fn hold_all(self, reason: Why) {
         let records = self.leased.lease.records();
         let items = records.iter().map(|record| u64::from(record.items)).sum();
         self.leased.hold(items, reason);

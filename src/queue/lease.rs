@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use crate::storage::log::Position;
 use crate::storage::{Record, Weight};
 
-use super::subscription::{HELD_RETRY_AFTER, Held, Out, is_disks, overlap};
+use super::book::{Turn, Why};
+use super::subscription::{is_disks, overlap};
 use super::{LeaseLimits, Settled, Subscription};
 
 fn weight_of(records: &[Record]) -> Weight {
@@ -30,12 +29,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(subscription: &Arc<Subscription>, covers: Range<u64>, records: Vec<Record>) -> Lease {
-        let mut book = subscription.book.lock();
-        let number = book.next_lease;
-        book.next_lease += 1;
-        book.out.insert(number, Out { range: covers.clone(), is_sending: false });
-        drop(book);
+    pub(super) fn new(subscription: &Arc<Subscription>, covers: Range<u64>, turn: Turn, records: Vec<Record>) -> Lease {
+        let number = subscription.book.lock().lend(covers.clone(), turn);
         let weight = weight_of(&records);
         Lease { subscription: Arc::clone(subscription), number, covers, records, weight, open: true }
     }
@@ -194,7 +189,7 @@ impl Lease {
     }
 
     /// Settles all records but those with the sequences in `held`, which are set aside one by one.
-    pub fn settle_except(mut self, mut settled: Settled, held: &BTreeSet<u64>, reason: &str) {
+    pub fn settle_except(mut self, mut settled: Settled, held: &BTreeSet<u64>, reason: &Why) {
         if held.is_empty() {
             return self.settle(settled);
         }
@@ -208,26 +203,20 @@ impl Lease {
                 subscription.log.settle_weighed(&subscription.cursor, range, weight, &fates);
             }
         };
-        let retry_at = Instant::now() + HELD_RETRY_AFTER;
         let mut from = covers.start;
         for sequence in held.range(covers.clone()) {
             settle(from..*sequence);
             from = sequence + 1;
-            let range = *sequence..from;
-            subscription.book.lock().held.push(Held { range, retry_at, reason: reason.to_owned() });
+            subscription.book.lock().hold(*sequence..from, reason.clone());
         }
         settle(from..covers.end);
         self.finish();
     }
 
-    /// Sets the records aside; later ones go on. They are tried again after [`HELD_RETRY_AFTER`] and after a restart.
-    pub fn hold(mut self, reason: String) {
+    /// Sets the records aside; later ones go on. They are tried again after [`super::book::HELD_RETRY_AFTER`] and after a restart.
+    pub fn hold(mut self, reason: Why) {
         self.open = false;
-        self.subscription.book.lock().held.push(Held {
-            range: self.covers.clone(),
-            retry_at: Instant::now() + HELD_RETRY_AFTER,
-            reason,
-        });
+        self.subscription.book.lock().hold(self.covers.clone(), reason);
         self.finish();
     }
 
@@ -240,8 +229,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.open {
-            self.subscription.book.lock().redeliver.push_back(self.covers.clone());
-            self.finish();
+            self.subscription.book.lock().take_back(self.number);
+            self.subscription.changed.notify_waiters();
         }
     }
 }

@@ -264,7 +264,9 @@ fn run(cuts: u64, seed: u64, dishonesty: Option<Dishonesty>) -> Result<(), Strin
     }
     let mut while_starting = 0;
     for cut in 0..cuts {
-        world.cut_power_in(Some(rng.u64(0..400)));
+        // Half of the cuts may strike while it starts, half only under load.
+        let strikes_starting = rng.bool();
+        world.cut_power_in(strikes_starting.then(|| rng.u64(0..400)));
         match Life::start(&world, &plan).map_err(|reason| format!("after cut {cut}: {reason}"))? {
             None => while_starting += 1,
             Some((life, address)) => {
@@ -275,6 +277,9 @@ fn run(cuts: u64, seed: u64, dishonesty: Option<Dishonesty>) -> Result<(), Strin
                     ..Faults::default()
                 });
                 *target.lock() = Some(address);
+                if !strikes_starting {
+                    world.cut_power_in(Some(rng.u64(0..400)));
+                }
                 eventually("the power goes off under load", || world.is_off())?;
                 *target.lock() = None;
                 life.end();
@@ -293,10 +298,6 @@ fn run(cuts: u64, seed: u64, dishonesty: Option<Dishonesty>) -> Result<(), Strin
     *target.lock() = Some(address);
     let patience = if dishonesty.is_some() { PATIENCE / 12 } else { PATIENCE };
     within(patience, "all that was acknowledged is delivered or a dead letter", || {
-        // Kept from parking at first, for want of proof, it would be tried again in five minutes.
-        for observed in &life.running.subscriptions {
-            observed.subscription.retry_held();
-        }
         due.retain(|number| !ledger.delivered.lock().contains(number));
         if due.iter().all(|number| number.is_multiple_of(POISON)) {
             due = &due - &ledger.parked(&life.running.dead_letters);

@@ -8,6 +8,7 @@ use prost::Message;
 
 mod cuts;
 mod expiry;
+mod proof;
 mod size;
 
 use super::*;
@@ -200,75 +201,6 @@ async fn poison_in_one_of_many_records_is_cut_out_between_records() {
     let seen = exporter.seen.lock();
     let whole_records = seen.iter().filter(|batch| batch.items.is_multiple_of(10)).count();
     assert!(whole_records >= 4, "the first cuts are between records");
-}
-
-#[tokio::test]
-async fn a_destination_that_refuses_everything_is_recognised_held_and_gets_everything_when_it_recovers() {
-    let case = case();
-    put_spans(&case.router, &named(2000, &[])).await;
-    put_spans(&case.router, &named(2000, &[])).await;
-    let well = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let is_well = Arc::clone(&well);
-    let exporter = scripted(move |_, _| match is_well.load(Ordering::Relaxed) {
-        true => Outcome::Delivered,
-        false => refused("no"),
-    });
-    let destination = case.destination(&exporter, |policy| policy.batch.max_items = 2000);
-    let subscription = Subscription::new(Arc::clone(&case.log), "x");
-    let stop = Drain::default();
-    let running = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(&destination), stop.clone()));
-    let held = async {
-        while subscription.status().held_ranges < 2 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, held).await.expect("held");
-    let requests = exporter.seen.lock().len();
-    assert!(requests <= REFUSALS_IN_ROW_MAX as usize + 2, "{requests} requests to find out");
-    assert_eq!(case.letters.shelf().parked().status().letters, 0, "nothing is parked");
-    assert_eq!(settled(&case.log), 0);
-    well.store(true, Ordering::Relaxed);
-    assert_eq!(subscription.retry_held(), 2);
-    let done = async {
-        while settled(&case.log) < 2 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, done).await.expect("delivered");
-    stop.abort.cancel();
-    running.await.expect("no panic");
-    assert_eq!(taken(&exporter).len(), 4000);
-}
-
-#[tokio::test]
-async fn a_lone_poison_is_held_until_the_destination_is_known_to_take_something_else() {
-    let case = case();
-    put_spans(&case.router, &named(1, &[0])).await;
-    let exporter = scripted(hates_poison);
-    let destination = case.destination(&exporter, |_| {});
-    let subscription = Subscription::new(Arc::clone(&case.log), "x");
-    let stop = Drain::default();
-    let running = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(&destination), stop.clone()));
-    let wait = |until: Box<dyn Fn() -> bool>| async move {
-        let done = async {
-            while !until() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, done).await.expect("in time");
-    };
-    let status = Arc::clone(&subscription);
-    wait(Box::new(move || status.status().held_ranges == 1)).await;
-    assert_eq!(case.letters.shelf().parked().status().letters, 0);
-    put_spans(&case.router, &named(1, &[])).await;
-    let log = Arc::clone(&case.log);
-    wait(Box::new(move || log.cursor("x").is_some_and(|cursor| cursor.is_settled(1)))).await;
-    subscription.retry_held();
-    let log = Arc::clone(&case.log);
-    wait(Box::new(move || settled(&log) == 2)).await;
-    assert_eq!(case.parked().into_keys().collect::<Vec<_>>(), [["poison 0"]]);
-    stop.abort.cancel();
-    running.await.expect("no panic");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The most ranges that may be set aside, and what was delivered between them.
 
 use super::*;
-use crate::queue::subscription::HELD_RANGES_MAX;
+use crate::queue::book::HELD_RANGES_MAX;
 
 const ONE: LeaseLimits = LeaseLimits { bytes_max: 1 << 20, records_max: 1, items_max: u64::MAX };
 /// Delivered before the last range that is set aside: several segments full.
@@ -28,7 +28,7 @@ async fn what_is_delivered_between_the_most_ranges_that_may_be_held_is_given_bac
             lease.settle(Settled::by_delivery());
             delivered += 1;
         } else {
-            lease.hold("refused".to_owned());
+            lease.hold(Why::Other("refused".to_owned()));
             held.push(sequence..sequence + 1);
         }
     }
@@ -50,5 +50,6 @@ async fn what_is_delivered_between_the_most_ranges_that_may_be_held_is_given_bac
         again.push(lease.records()[0].sequence);
         lease.settle(Settled::by_delivery());
     }
+    again.sort_unstable();
     assert_eq!(again, held.iter().map(|range| range.start).collect::<Vec<_>>());
 }

@@ -113,7 +113,12 @@ impl Disk for SimulatedDisk {
         if state.strikes(|f| &mut f.failing_names) {
             return Err(eio());
         }
-        let pages = state.file(path)?.some_pages();
+        // A directory as rmdir does it: an empty one.
+        let pages = match state.directory(path) {
+            Ok(directory) if directory.now.is_empty() => Vec::new(),
+            Ok(_) => return Err(io::ErrorKind::DirectoryNotEmpty.into()),
+            Err(_) => state.file(path)?.some_pages(),
+        };
         let (parent, name) = state.parent_of(path)?;
         parent.change(vec![(name.into_owned(), None)]);
         state.stale.extend(pages);

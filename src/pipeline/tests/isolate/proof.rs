@@ -1,0 +1,111 @@
+//! A refusal is held against the batch only when the destination takes something else.
+
+use std::sync::atomic::AtomicBool;
+
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::queue::book::HELD_RANGES_MAX;
+
+/// A delivery that goes on while the test does something.
+struct Running {
+    subscription: Arc<Subscription>,
+    stop: Drain,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    fn start(case: &Case, destination: &Arc<Destination>) -> Running {
+        let subscription = Subscription::new(Arc::clone(&case.log), "x");
+        let stop = Drain::default();
+        let task = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(destination), stop.clone()));
+        Running { subscription, stop, task }
+    }
+
+    async fn wait(&self, what: &str, until: impl Fn() -> bool) {
+        let done = async {
+            while !until() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, done).await;
+        assert!(in_time.is_ok(), "not in time: {what}, {:?}", self.subscription.status());
+    }
+
+    async fn end(self) {
+        self.stop.abort.cancel();
+        self.task.await.expect("no panic");
+    }
+}
+
+#[tokio::test]
+async fn a_destination_that_refuses_everything_is_recognised_held_and_gets_everything_when_it_recovers() {
+    let case = case();
+    put_spans(&case.router, &named(2000, &[])).await;
+    put_spans(&case.router, &named(2000, &[])).await;
+    let well = Arc::new(AtomicBool::new(false));
+    let is_well = Arc::clone(&well);
+    let exporter = scripted(move |_, _| match is_well.load(Ordering::Relaxed) {
+        true => Outcome::Delivered,
+        false => refused("no"),
+    });
+    let destination = case.destination(&exporter, |policy| policy.batch.max_items = 2000);
+    let running = Running::start(&case, &destination);
+    running.wait("held", || running.subscription.status().held_ranges == 2).await;
+    let requests = exporter.seen.lock().len();
+    assert!(requests <= REFUSALS_IN_ROW_MAX as usize + 2, "{requests} requests to find out");
+    assert_eq!(case.letters.shelf().parked().status().letters, 0, "nothing is parked");
+    assert_eq!(settled(&case.log), 0);
+    well.store(true, Ordering::Relaxed);
+    // Whatever comes next shows that it takes something again, and all that was held follows at once.
+    put_spans(&case.router, &named(1, &[])).await;
+    running.wait("delivered", || settled(&case.log) == 3).await;
+    running.end().await;
+    assert_eq!(taken(&exporter).len(), 4001);
+}
+
+#[tokio::test]
+async fn a_lone_poison_is_held_and_parked_as_soon_as_the_destination_takes_something_else() {
+    let case = case();
+    put_spans(&case.router, &named(1, &[0])).await;
+    let exporter = scripted(hates_poison);
+    let destination = case.destination(&exporter, |_| {});
+    let running = Running::start(&case, &destination);
+    running.wait("held", || running.subscription.status().held_ranges == 1).await;
+    assert_eq!(case.letters.shelf().parked().status().letters, 0);
+    put_spans(&case.router, &named(1, &[])).await;
+    running.wait("parked", || settled(&case.log) == 2).await;
+    assert_eq!(case.parked().into_keys().collect::<Vec<_>>(), [["poison 0"]]);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn with_nothing_but_poison_set_aside_and_no_place_left_fresh_records_are_tried_and_prove_it() {
+    let case = case();
+    let poison = HELD_RANGES_MAX + 3;
+    for _ in 0..poison {
+        put_spans(&case.router, &named(1, &[0])).await;
+    }
+    let exporter = scripted(hates_poison);
+    let destination = case.destination(&exporter, |policy| policy.batch.max_items = 1);
+    let running = Running::start(&case, &destination);
+    let held = || running.subscription.status().held_ranges;
+    // The first probe is poison too.
+    running.wait("as many held as may be", || held() == HELD_RANGES_MAX + 1).await;
+    let mut good = 0;
+    let rounds = async {
+        while settled(&case.log) < case.log.durable_end() {
+            // Refused in a row too often they prove nothing: what comes in does, each time.
+            put_spans(&case.router, &named(1, &[])).await;
+            good += 1;
+            running.subscription.retry_held();
+            running.wait("tried", || held() > 0 || settled(&case.log) == case.log.durable_end()).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, rounds).await;
+    assert!(in_time.is_ok(), "{:?}", running.subscription.status());
+    running.end().await;
+    assert_eq!(case.parked().len(), 1, "all of one name");
+    assert_eq!(case.letters.shelf().parked().status().letters, poison as u64);
+    assert_eq!(taken(&exporter).len(), good);
+}
