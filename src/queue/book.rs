@@ -119,8 +119,10 @@ impl Book {
         }
     }
 
-    pub fn hold(&mut self, range: Range<u64>, reason: Why) {
+    /// True: from now on no fresh records may be leased.
+    pub fn hold(&mut self, range: Range<u64>, reason: Why) -> bool {
         self.held.push(Held { range, retry_at: Instant::now() + HELD_RETRY_AFTER, reason });
+        self.held.len() == HELD_RANGES_MAX
     }
 
     pub fn held(&self) -> &[Held] {

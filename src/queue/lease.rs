@@ -207,7 +207,7 @@ impl Lease {
         for sequence in held.range(covers.clone()) {
             settle(from..*sequence);
             from = sequence + 1;
-            subscription.book.lock().hold(*sequence..from, reason.clone());
+            subscription.hold(*sequence..from, reason.clone());
         }
         settle(from..covers.end);
         self.finish();
@@ -216,7 +216,7 @@ impl Lease {
     /// Sets the records aside; later ones go on. They are tried again after [`super::book::HELD_RETRY_AFTER`] and after a restart.
     pub fn hold(mut self, reason: Why) {
         self.open = false;
-        self.subscription.book.lock().hold(self.covers.clone(), reason);
+        self.subscription.hold(self.covers.clone(), reason);
         self.finish();
     }
 

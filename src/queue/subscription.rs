@@ -11,7 +11,7 @@ use crate::storage::log::Position;
 use crate::storage::{Durable, Fate, Fates, Log, Record};
 
 use super::Lease;
-use super::book::{Book, Turn, Why};
+use super::book::{Book, HELD_RANGES_MAX, Turn, Why};
 
 /// Proof that records are somebody else's from now on (back door). Made from a delivery, or from the receipt of the
 /// dead-letter queue; only this moves a cursor.
@@ -158,6 +158,17 @@ impl Subscription {
         let end = *durable_end.borrow_and_update();
         let book = self.book.lock();
         book.has_again() || (fresh < end && book.takes_fresh())
+    }
+
+    pub(super) fn hold(&self, range: Range<u64>, reason: Why) {
+        let message = reason.message().to_owned();
+        if self.book.lock().hold(range, reason) {
+            tracing::error!(
+                exporter = %self.cursor, queue = %self.log.id(), reason = %message,
+                "so much is set aside ({HELD_RANGES_MAX} ranges) that no fresh records are taken until some of it is delivered or \
+                 a dead letter: mend what refuses it, or make room among the dead letters, then `forebay queue retry`"
+            );
+        }
     }
 
     /// What was set aside for long enough is to be tried; when the next is due.
