@@ -40,8 +40,10 @@ const RECORDS_MAX: usize = 4096;
 /// A destination that took nothing while it refused this many requests in a row is taken to refuse everything: then its
 /// batches are held, not split and parked.
 const REFUSALS_IN_ROW_MAX: u32 = 64;
-/// A refusal speaks of the batch if the destination took something else not longer ago than this.
+/// A refusal speaks of the batch if the destination took something else not longer ago than this, and has refused fewer
+/// requests than that since.
 const PROOF_AGE_MAX: Duration = Duration::from_secs(60);
+const PROOF_ROW_MAX: u32 = 8;
 
 /// How batches for one destination are cut.
 #[derive(Clone, Copy, Debug)]
@@ -105,8 +107,10 @@ pub struct Destination {
     refusals_in_row: AtomicU32,
     /// An isolation found so; until it takes something.
     refuses_everything: AtomicBool,
-    /// Counts when it took something and was not known to take anything.
-    recoveries: watch::Sender<u64>,
+    /// Something is set aside until it takes something.
+    wants_proof: AtomicBool,
+    /// Counts when it took something and that was wanted.
+    proofs: watch::Sender<u64>,
     meter: Arc<dyn Meter>,
     last_error: Mutex<Option<String>>,
 }
@@ -136,7 +140,8 @@ impl Destination {
             accepted_at: Mutex::new(None),
             refusals_in_row: AtomicU32::new(0),
             refuses_everything: AtomicBool::new(false),
-            recoveries: watch::Sender::new(0),
+            wants_proof: AtomicBool::new(false),
+            proofs: watch::Sender::new(0),
             meter,
             last_error: Mutex::new(None),
         })
@@ -161,23 +166,20 @@ impl Destination {
     }
 
     fn accepted(&self) {
-        let was_known = self.takes_others();
         *self.accepted_at.lock() = Some(Instant::now());
         self.refusals_in_row.store(0, Ordering::Relaxed);
         self.refuses_everything.store(false, Ordering::Relaxed);
-        if !was_known {
-            self.recoveries.send_modify(|count| *count += 1);
+        if self.wants_proof.swap(false, Ordering::AcqRel) {
+            self.proofs.send_modify(|count| *count += 1);
         }
     }
 
-    fn recoveries(&self) -> u64 {
-        *self.recoveries.borrow()
-    }
-
-    /// Something was set aside because nothing was taken; if that was so only `before`, nobody else would tell.
-    fn set_aside_since(&self, before: u64) {
-        if self.recoveries() != before {
-            self.recoveries.send_modify(|count| *count += 1);
+    /// Something was set aside because nothing had been taken when that was `checked_at`.
+    fn set_aside(&self, checked_at: Instant) {
+        self.wants_proof.store(true, Ordering::Release);
+        if self.took_something_since(checked_at) {
+            // Before it was set aside: nobody else would tell.
+            self.proofs.send_modify(|count| *count += 1);
         }
     }
 
@@ -189,9 +191,17 @@ impl Destination {
         self.refuses_everything.load(Ordering::Relaxed)
     }
 
-    /// Whether a refusal now is known to be the batch's own fault.
+    fn took_something_since(&self, then: Instant) -> bool {
+        self.accepted_at.lock().is_some_and(|at| at > then)
+    }
+
+    fn refuses_in_a_row(&self) -> bool {
+        self.refusals_in_row.load(Ordering::Relaxed) >= REFUSALS_IN_ROW_MAX
+    }
+
+    /// Whether a refusal now is as good as known to be the batch's own fault.
     fn takes_others(&self) -> bool {
-        self.refusals_in_row.load(Ordering::Relaxed) < REFUSALS_IN_ROW_MAX
+        self.refusals_in_row.load(Ordering::Relaxed) <= PROOF_ROW_MAX
             && self.accepted_at.lock().is_some_and(|at| at.elapsed() <= PROOF_AGE_MAX)
     }
 
@@ -206,13 +216,13 @@ impl Destination {
 /// Runs the delivery of one queue to one destination until `stop` says otherwise.
 pub async fn run(subscription: Arc<Subscription>, destination: Arc<Destination>, stop: Drain) {
     let tasks = TaskTracker::new();
-    let mut recoveries = destination.recoveries.subscribe();
+    let mut proofs = destination.proofs.subscribe();
     loop {
         tokio::select! {
             biased;
             () = stop.abort.cancelled() => break,
             () = drained(&subscription, &destination, &stop) => break,
-            Ok(()) = recoveries.changed() => {
+            Ok(()) = proofs.changed() => {
                 subscription.retry_unproven();
                 continue;
             }

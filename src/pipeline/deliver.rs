@@ -33,6 +33,8 @@ pub(super) struct Leased {
     /// Inflated bytes of all its records.
     pub bytes: u64,
     pub _slot: OwnedSemaphorePermit,
+    /// It was refused before, and the destination has taken something since: another refusal says nothing new.
+    pub was_refused: bool,
     pub draining: CancellationToken,
 }
 
@@ -73,6 +75,9 @@ impl Leased {
         let first_attempt_unix_ms = unix_now_ms();
         let mut attempts = 0;
         let mut stumbles = Stumbles::default();
+        let unproven_since = self.lease.unproven_since();
+        self.was_refused =
+            unproven_since.is_some_and(|at| destination.took_something_since(at)) && !destination.refuses_in_a_row();
         loop {
             if !destination.clock.is_open() {
                 self.lease.shed();
@@ -113,7 +118,7 @@ impl Leased {
                 Err(error) => {
                     drop(pass);
                     tracing::error!(exporter = %destination.id, %error, "a stored record cannot be sent");
-                    return self.hold(items, Why::Other(error.to_string()));
+                    return self.hold(items, Why::of(error.to_string()));
                 }
             };
             let envelope = self.envelope(&request, first_attempt_unix_ms);
@@ -200,7 +205,9 @@ impl Leased {
         if failure.class == Class::Batch {
             // An answer about the batch is the answer of a destination that is well.
             pass.succeeded();
-            destination.refused();
+            if !self.was_refused {
+                destination.refused();
+            }
             return Answer::Refused(failure);
         }
         let delay = pass.failed(failure.retry_after);
@@ -240,17 +247,19 @@ impl Leased {
     /// Finds what in a refused batch is refused, and delivers the rest.
     async fn isolate(mut self, envelope: Envelope, items: u64, attempts: u32, refusal: Refusal, failure: Failure) {
         let destination = Arc::clone(&self.destination);
-        let recoveries = destination.recoveries();
+        let checked_at = Instant::now();
         if destination.refuses_everything() {
-            self.hold(items, Why::refuses_everything(&failure.message));
-            return destination.set_aside_since(recoveries);
+            let message = format!("the destination refuses everything: {}", failure.message);
+            let since = self.lease.unproven_since().unwrap_or(checked_at);
+            self.hold(items, Why::unproven(message, since));
+            return destination.set_aside(checked_at);
         }
         match self.reload_and_claim().await {
             Ok(true) => {}
             Ok(false) => return self.lease.settle_empty(),
             Err(error) => {
                 tracing::error!(exporter = %self.destination.id, %error, "failed to read a refused batch again");
-                return self.hold(items, Why::Other(failure.message));
+                return self.hold(items, Why::of(failure.message));
             }
         }
         match batch::build(self.signal, self.lease.records()).await {
@@ -259,7 +268,7 @@ impl Leased {
                 isolation.begin_refused(attempts, refusal, failure);
                 isolation.run().await;
             }
-            Err(error) => self.hold(items, Why::Other(error.to_string())),
+            Err(error) => self.hold(items, Why::of(error.to_string())),
         }
     }
 
@@ -282,7 +291,7 @@ impl Leased {
             Ok(false) => return self.lease.settle_empty(),
             Err(error) => {
                 tracing::error!(exporter = %self.destination.id, %error, "failed to read a failed batch again");
-                return self.hold(items, Why::Other(failure.message));
+                return self.hold(items, Why::of(failure.message));
             }
         }
         let mut letters = Vec::new();
@@ -295,17 +304,17 @@ impl Leased {
                     let id = &self.destination.id;
                     letters.push(envelope.letter(id, reason, &failure, attempts, request.items, payload));
                 }
-                Err(error) => return self.hold(items, Why::Other(error.to_string())),
+                Err(error) => return self.hold(items, Why::of(error.to_string())),
             }
         }
         match self.destination.park(letters).await {
             Some((durable, fates)) => self.lease.settle(Settled::by_dead_letters(durable, fates)),
-            None => self.hold(items, Why::Other(failure.message)),
+            None => self.hold(items, Why::of(failure.message)),
         }
     }
 
     pub(super) fn hold(self, items: u64, reason: Why) {
-        self.log_held(items, reason.message());
+        self.log_held(items, &reason.message);
         self.lease.hold(reason);
     }
 

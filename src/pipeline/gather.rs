@@ -54,6 +54,7 @@ impl Delivery {
             lease,
             memory: Some(memory),
             _slot: slot,
+            was_refused: false,
             draining: self.draining.clone(),
         }))
     }

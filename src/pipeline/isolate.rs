@@ -81,6 +81,7 @@ pub(super) struct Isolation {
     is_late: bool,
     /// A single item was refused and nothing was ever taken: the poison is less likely in the largest part left.
     looks_elsewhere: bool,
+    began_at: Instant,
 }
 
 /// What became of sending a part.
@@ -119,6 +120,7 @@ impl Isolation {
             accepted_at: None,
             is_late: false,
             looks_elsewhere: false,
+            began_at: Instant::now(),
         }
     }
 
@@ -133,16 +135,18 @@ impl Isolation {
     pub async fn run(mut self) {
         if self.items.is_empty() {
             let reason = self.poison.pop().map(|poison| poison.failure.message);
-            return self.hold_all(Why::Other(reason.unwrap_or_else(|| "it cannot be taken apart".to_owned())));
+            return self.hold_all(Why::of(reason.unwrap_or_else(|| "it cannot be taken apart".to_owned())));
         }
         let mut last_failure = self.poison.last().map(|poison| poison.failure.message.clone());
         while let Some(part) = self.next_part() {
-            let recoveries = self.leased.destination.recoveries();
+            let checked_at = Instant::now();
             if self.is_row_long() && !self.still_takes_something().await {
                 let destination = Arc::clone(&self.leased.destination);
                 destination.refuses_everything.store(true, Ordering::Relaxed);
-                self.hold_all(Why::refuses_everything(&last_failure.unwrap_or_default()));
-                return destination.set_aside_since(recoveries);
+                let message = format!("the destination refuses everything: {}", last_failure.unwrap_or_default());
+                let since = self.refused_at();
+                self.hold_all(Why::unproven(message, since));
+                return destination.set_aside(checked_at);
             }
             let count = part.items.len();
             let is_large = self.bytes_of(&part) > self.leased.destination.request_bytes_max();
@@ -181,7 +185,12 @@ impl Isolation {
             self.accepted_at = accepted_at;
             self.refusals_in_row = 0;
         }
-        self.refusals_in_row >= REFUSALS_IN_ROW_MAX
+        self.refusals_in_row >= REFUSALS_IN_ROW_MAX && !self.leased.was_refused
+    }
+
+    /// When something in it was refused first, as far as is known.
+    fn refused_at(&self) -> Instant {
+        self.leased.lease.unproven_since().unwrap_or(self.began_at)
     }
 
     async fn still_takes_something(&self) -> bool {
@@ -321,9 +330,10 @@ impl Isolation {
     /// Every part was taken, stands alone, or had its last try: the poison is parked or held, the rest is settled.
     async fn conclude(self) {
         let destination = &self.leased.destination;
-        let recoveries = destination.recoveries();
+        let checked_at = Instant::now();
         // Only a destination that takes something else says something about this batch.
-        let is_proven = self.taken.is_some() || destination.takes_others();
+        let took_others = destination.took_something_since(self.began_at) && !destination.refuses_in_a_row();
+        let is_proven = self.taken.is_some() || self.leased.was_refused || took_others || destination.takes_others();
         let reason = |poison: &Poison| match poison.refusal {
             Refusal::Permanent if is_proven && poison.failure.too_large => Some(Reason::TooLarge),
             Refusal::Permanent if is_proven => Some(Reason::Rejected),
@@ -362,15 +372,17 @@ impl Isolation {
         let settled = settled.rejected(rejected.sum());
         let why_held = why_held.unwrap_or_default().to_owned();
         let is_unproven = !is_proven && unparked.iter().any(|poison| poison.refusal == Refusal::Permanent);
-        let why_held = if is_unproven { Why::Unproven(why_held) } else { Why::Other(why_held) };
+        let why_held = if is_unproven { Why::unproven(why_held, self.refused_at()) } else { Why::of(why_held) };
         let is_held =
             |poison: &&Poison| self.sequence_of(poison.items.start).is_some_and(|record| held.contains(&record));
         let held_items = self.poison.iter().filter(is_held).map(|poison| poison.items.len() as u64).sum();
         if held_items > 0 {
-            self.leased.log_held(held_items, why_held.message());
+            self.leased.log_held(held_items, &why_held.message);
         }
         self.leased.lease.settle_except(settled, &held, &why_held);
-        self.leased.destination.set_aside_since(recoveries);
+        if is_unproven {
+            self.leased.destination.set_aside(checked_at);
+        }
     }
 
     fn letter(&self, poison: &Poison, reason: Reason) -> Parcel {

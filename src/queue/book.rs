@@ -23,20 +23,20 @@ pub(super) struct Held {
 
 /// Why something is set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// It was refused, and nothing shows that its destination takes anything at all: something else must be taken first.
-    Unproven(String),
-    Other(String),
+pub struct Why {
+    pub message: String,
+    /// It was refused, then for the first time, and nothing has shown that its destination takes anything at all: that
+    /// must take something else first.
+    pub unproven_since: Option<Instant>,
 }
 
 impl Why {
-    pub fn refuses_everything(message: &str) -> Why {
-        Why::Unproven(format!("the destination refuses everything: {message}"))
+    pub fn of(message: String) -> Why {
+        Why { message, unproven_since: None }
     }
 
-    pub fn message(&self) -> &str {
-        let (Why::Unproven(message) | Why::Other(message)) = self;
-        message
+    pub fn unproven(message: String, since: Instant) -> Why {
+        Why { message, unproven_since: Some(since) }
     }
 }
 
@@ -55,7 +55,7 @@ pub(super) enum Turn {
     /// Fresh ones, and those of a lease that was dropped.
     First,
     /// Those whose time has come after they were set aside, or after a restart: such as may fail once more.
-    Retry,
+    Retry { unproven_since: Option<Instant> },
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ pub(super) struct Book {
     /// Ranges whose lease came back unsettled, in the order they came back.
     redeliver: VecDeque<Range<u64>>,
     /// Ranges that are tried again, in turn with fresh records.
-    retry: VecDeque<Range<u64>>,
+    retry: VecDeque<(Range<u64>, Option<Instant>)>,
     was_retry: bool,
     held: Vec<Held>,
     /// With as much set aside as may be, one fresh lease shows whether the destination takes something else.
@@ -78,7 +78,8 @@ pub(super) struct Book {
 impl Book {
     /// After a restart, with what was left unsettled between what was settled.
     pub fn begin(unsettled: Vec<Range<u64>>) -> Book {
-        Book { retry: unsettled.into(), may_probe: true, ..Book::default() }
+        let retry = unsettled.into_iter().map(|range| (range, None)).collect();
+        Book { retry, may_probe: true, ..Book::default() }
     }
 
     /// The number of a lease that goes out.
@@ -97,25 +98,29 @@ impl Book {
         }
         let is_fair = !self.was_retry && 2 * self.retries_out() <= self.out.len();
         self.was_retry = (is_fair || !has_fresh) && !self.retry.is_empty();
-        if self.was_retry { Some((self.retry.pop_front()?, Turn::Retry)) } else { None }
+        if !self.was_retry {
+            return None;
+        }
+        let (range, unproven_since) = self.retry.pop_front()?;
+        Some((range, Turn::Retry { unproven_since }))
     }
 
     /// The rest of a range that was too much for one lease, to be the next one.
     pub fn put_back_first(&mut self, range: Range<u64>, turn: Turn) {
-        self.waiting(turn).push_front(range);
+        match turn {
+            Turn::First => self.redeliver.push_front(range),
+            Turn::Retry { unproven_since } => self.retry.push_front((range, unproven_since)),
+        }
     }
 
     /// A lease that was dropped.
     pub fn take_back(&mut self, number: u64) {
-        if let Some(out) = self.out.remove(&number) {
-            self.waiting(out.turn).push_back(out.range);
-        }
-    }
-
-    fn waiting(&mut self, turn: Turn) -> &mut VecDeque<Range<u64>> {
-        match turn {
-            Turn::First => &mut self.redeliver,
-            Turn::Retry => &mut self.retry,
+        match self.out.remove(&number) {
+            Some(Out { range, turn: Turn::First, .. }) => self.redeliver.push_back(range),
+            Some(Out { range, turn: Turn::Retry { unproven_since }, .. }) => {
+                self.retry.push_back((range, unproven_since));
+            }
+            None => {}
         }
     }
 
@@ -133,9 +138,9 @@ impl Book {
     pub fn release_held(&mut self, is_due: impl Fn(&Held) -> bool) -> u64 {
         let (due, later): (Vec<_>, Vec<_>) = self.held.drain(..).partition(is_due);
         self.held = later;
-        self.may_probe |= due.iter().any(|held| matches!(held.reason, Why::Unproven(_)));
+        self.may_probe |= due.iter().any(|held| held.reason.unproven_since.is_some());
         let count = due.len() as u64;
-        self.retry.extend(due.into_iter().map(|held| held.range));
+        self.retry.extend(due.into_iter().map(|held| (held.range, held.reason.unproven_since)));
         count
     }
 
@@ -166,13 +171,13 @@ impl Book {
     }
 
     fn retries_out(&self) -> usize {
-        self.out.values().filter(|out| out.turn == Turn::Retry).count()
+        self.out.values().filter(|out| matches!(out.turn, Turn::Retry { .. })).count()
     }
 
     /// Of ranges that are settled nothing is left to lease.
     pub fn forget(&mut self, is_settled: impl Fn(&Range<u64>) -> bool) {
         self.held.retain(|held| !is_settled(&held.range));
         self.redeliver.retain(|range| !is_settled(range));
-        self.retry.retain(|range| !is_settled(range));
+        self.retry.retain(|(range, _)| !is_settled(range));
     }
 }

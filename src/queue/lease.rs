@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::storage::log::Position;
 use crate::storage::{Record, Weight};
 
@@ -21,6 +23,7 @@ fn weight_of(records: &[Record]) -> Weight {
 pub struct Lease {
     subscription: Arc<Subscription>,
     number: u64,
+    turn: Turn,
     covers: Range<u64>,
     records: Vec<Record>,
     /// Of all records in `covers`, also while they are shed.
@@ -32,7 +35,7 @@ impl Lease {
     pub(super) fn new(subscription: &Arc<Subscription>, covers: Range<u64>, turn: Turn, records: Vec<Record>) -> Lease {
         let number = subscription.book.lock().lend(covers.clone(), turn);
         let weight = weight_of(&records);
-        Lease { subscription: Arc::clone(subscription), number, covers, records, weight, open: true }
+        Lease { subscription: Arc::clone(subscription), number, turn, covers, records, weight, open: true }
     }
 
     pub(super) fn cover_to(&mut self, end: u64) {
@@ -108,6 +111,14 @@ impl Lease {
     /// The queue that they lie in.
     pub fn queue(&self) -> &str {
         self.subscription.queue()
+    }
+
+    /// When its records were refused first, if they come again because nothing showed that the destination takes anything.
+    pub fn unproven_since(&self) -> Option<Instant> {
+        match self.turn {
+            Turn::First => None,
+            Turn::Retry { unproven_since } => unproven_since,
+        }
     }
 
     /// Sequences that this lease answers for.

@@ -114,7 +114,7 @@ impl Subscription {
         SubscriptionStatus {
             leased: book.out.len(),
             held_ranges: book.held().len(),
-            held_reason: book.held().last().map(|held| held.reason.message().to_owned()),
+            held_reason: book.held().last().map(|held| held.reason.message.clone()),
         }
     }
 
@@ -161,7 +161,7 @@ impl Subscription {
     }
 
     pub(super) fn hold(&self, range: Range<u64>, reason: Why) {
-        let message = reason.message().to_owned();
+        let message = reason.message.clone();
         if self.book.lock().hold(range, reason) {
             tracing::error!(
                 exporter = %self.cursor, queue = %self.log.id(), reason = %message,
@@ -181,7 +181,7 @@ impl Subscription {
 
     /// The destination has taken something: what wanted only that is to be tried now.
     pub fn retry_unproven(&self) {
-        self.book.lock().release_held(|held| matches!(held.reason, Why::Unproven(_)));
+        self.book.lock().release_held(|held| held.reason.unproven_since.is_some());
         self.changed.notify_waiters();
     }
 
@@ -311,7 +311,7 @@ fn unreadable(error: &std::io::Error) -> Why {
         "records cannot be read from the disk and are set aside; later ones go on. If the disk does not recover, stop and run \
          `forebay queue repair`"
     );
-    Why::Other(format!("it cannot be read: {error}"))
+    Why::of(format!("it cannot be read: {error}"))
 }
 
 pub(super) fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {

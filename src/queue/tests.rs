@@ -278,7 +278,7 @@ async fn the_backlog_is_counted_again_after_a_restart_from_the_middle_of_a_segme
     for n in 0..12 {
         let lease = subscription.lease(LIMITS).await.expect("reads").expect("records");
         // Every other lease stays: holes in the cursor.
-        if n % 2 == 0 { lease.settle(Settled::by_delivery()) } else { lease.hold(Why::Other("refused".to_owned())) }
+        if n % 2 == 0 { lease.settle(Settled::by_delivery()) } else { lease.hold(Why::of("refused".to_owned())) }
     }
     let before = log.status().cursors[0].backlog;
     assert_eq!(before.records, 60 - 18);

@@ -28,7 +28,7 @@ async fn what_is_delivered_between_the_most_ranges_that_may_be_held_is_given_bac
             lease.settle(Settled::by_delivery());
             delivered += 1;
         } else {
-            lease.hold(Why::Other("refused".to_owned()));
+            lease.hold(Why::of("refused".to_owned()));
             held.push(sequence..sequence + 1);
         }
     }

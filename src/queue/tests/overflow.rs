@@ -126,7 +126,7 @@ async fn what_is_being_sent_is_not_given_up_and_what_only_waits_is_not_sent() {
     let mut sending = subscription.lease(LIMITS).await.expect("reads").expect("records");
     let mut waiting = subscription.lease(LIMITS).await.expect("reads").expect("records");
     let held = subscription.lease(LIMITS).await.expect("reads").expect("records");
-    held.hold(Why::Other("refused".to_owned()));
+    held.hold(Why::of("refused".to_owned()));
     assert!(sending.claim().await.expect("reads"));
     waiting.shed();
     let given = subscription.give_up(0..5, None).expect("reads");

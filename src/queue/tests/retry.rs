@@ -16,7 +16,7 @@ async fn set_aside_and_fresh(dir: &Path) -> (Store, Arc<Subscription>) {
         let _receipt = router.offer(offer(&budget, n, Vec::new())).await.expect("accepted");
         if n < 10 {
             let lease = subscription.lease(ONE).await.expect("reads").expect("a record");
-            lease.hold(Why::Other("refused".to_owned()));
+            lease.hold(Why::of("refused".to_owned()));
         }
     }
     assert_eq!(subscription.retry_held(), 10);
@@ -97,7 +97,7 @@ async fn after_a_restart_what_was_left_behind_takes_every_other_lease_too() {
     for _ in 0..6 {
         let lease = next(&subscription).await;
         order.push(lease.records()[0].sequence);
-        lease.hold(Why::Other("refused".to_owned()));
+        lease.hold(Why::of("refused".to_owned()));
     }
     // The gap is one range, leased in pieces.
     assert_eq!(order, [0, 11, 1, 12, 2, 13]);

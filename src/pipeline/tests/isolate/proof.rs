@@ -109,3 +109,54 @@ async fn with_nothing_but_poison_set_aside_and_no_place_left_fresh_records_are_t
     assert_eq!(case.letters.shelf().parked().status().letters, poison as u64);
     assert_eq!(taken(&exporter).len(), good);
 }
+
+#[tokio::test]
+async fn requests_that_are_refused_whole_are_parked_once_others_are_taken_between_them() {
+    let case = case();
+    let all: Vec<usize> = (0..2 * REFUSALS_IN_ROW_MAX as usize).collect();
+    let exporter = scripted(hates_poison);
+    let destination = case.destination(&exporter, |policy| policy.batch.max_items = all.len() as u64);
+    for _ in 0..2 {
+        put_spans(&case.router, &named(all.len(), &all)).await;
+    }
+    let running = Running::start(&case, &destination);
+    running.wait("held", || running.subscription.status().held_ranges == 2).await;
+    let asked = exporter.seen.lock().len();
+    assert!(asked <= REFUSALS_IN_ROW_MAX as usize + 2, "{asked} requests to find out");
+    assert_eq!(case.letters.shelf().parked().status().letters, 0, "nothing is parked unproven");
+    put_spans(&case.router, &named(1, &[])).await;
+    running.wait("parked", || settled(&case.log) == 3).await;
+    running.end().await;
+    assert_eq!(case.letters.shelf().parked().status().letters, 2 * all.len() as u64);
+    let requests = exporter.seen.lock().len() - asked;
+    // Each again whole and in halves, and the good one.
+    assert!(requests <= 2 * (2 * all.len()) + 1, "{requests} requests");
+}
+
+#[tokio::test]
+async fn when_a_destination_begins_to_refuse_everything_few_are_parked_and_the_rest_is_delivered_when_it_ends() {
+    let case = case();
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = Arc::clone(&well);
+    let exporter = scripted(move |_, _| match is_well.load(Ordering::Relaxed) {
+        true => Outcome::Delivered,
+        false => refused("no"),
+    });
+    let destination = case.destination(&exporter, |policy| policy.batch.max_items = 1);
+    let running = Running::start(&case, &destination);
+    put_spans(&case.router, &named(1, &[])).await;
+    running.wait("delivered", || settled(&case.log) == 1).await;
+    well.store(false, Ordering::Relaxed);
+    let count = 2 * REFUSALS_IN_ROW_MAX as usize;
+    for _ in 0..count {
+        put_spans(&case.router, &named(1, &[])).await;
+    }
+    let parked = || case.letters.shelf().parked().status().letters as usize;
+    running.wait("held", || running.subscription.status().held_ranges + parked() == count).await;
+    assert!(parked() <= PROOF_ROW_MAX as usize, "{} are parked", parked());
+    well.store(true, Ordering::Relaxed);
+    put_spans(&case.router, &named(1, &[])).await;
+    running.wait("all of it", || settled(&case.log) == case.log.durable_end()).await;
+    running.end().await;
+    assert_eq!(taken(&exporter).len() + parked(), count + 2);
+}
