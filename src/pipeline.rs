@@ -14,14 +14,13 @@ mod deliver;
 mod gather;
 mod isolate;
 mod parking;
+mod proof;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,19 +31,12 @@ use crate::queue::{LeaseLimits, Subscription};
 pub use batch::BuildError;
 pub use clock::{Clock, ClockStatus, RetryPolicy};
 pub use parking::Parking;
+use proof::Proof;
 
 /// Smallest limit that a destination's refusals can teach.
 const LEARNED_BYTES_MIN: u64 = 64 << 10;
 /// Records in one request; each is a client's request of its own.
 const RECORDS_MAX: usize = 4096;
-/// A destination that took nothing while it refused this many requests in a row is taken to refuse everything: then its
-/// batches are held, not split and parked.
-const REFUSALS_IN_ROW_MAX: u32 = 64;
-/// A refusal speaks of the batch if the destination took something else not longer ago than this, and has refused fewer
-/// requests than that since.
-const PROOF_AGE_MAX: Duration = Duration::from_secs(60);
-const PROOF_ROW_MAX: u32 = 8;
-
 /// How batches for one destination are cut.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchPolicy {
@@ -101,16 +93,7 @@ pub struct Destination {
     memory_bytes: u32,
     learned_bytes_max: Mutex<Option<u64>>,
     parking: Option<Parking>,
-    /// When it took something last.
-    accepted_at: Mutex<Option<Instant>>,
-    /// Requests that it refused for their content since then.
-    refusals_in_row: AtomicU32,
-    /// An isolation found so; until it takes something.
-    refuses_everything: AtomicBool,
-    /// Something is set aside until it takes something.
-    wants_proof: AtomicBool,
-    /// Counts when it took something and that was wanted.
-    proofs: watch::Sender<u64>,
+    proof: Proof,
     meter: Arc<dyn Meter>,
     last_error: Mutex<Option<String>>,
 }
@@ -137,11 +120,7 @@ impl Destination {
             memory_bytes,
             learned_bytes_max: Mutex::new(None),
             parking,
-            accepted_at: Mutex::new(None),
-            refusals_in_row: AtomicU32::new(0),
-            refuses_everything: AtomicBool::new(false),
-            wants_proof: AtomicBool::new(false),
-            proofs: watch::Sender::new(0),
+            proof: Proof::default(),
             meter,
             last_error: Mutex::new(None),
         })
@@ -165,46 +144,6 @@ impl Destination {
         }
     }
 
-    fn accepted(&self) {
-        *self.accepted_at.lock() = Some(Instant::now());
-        self.refusals_in_row.store(0, Ordering::Relaxed);
-        self.refuses_everything.store(false, Ordering::Relaxed);
-        if self.wants_proof.swap(false, Ordering::AcqRel) {
-            self.proofs.send_modify(|count| *count += 1);
-        }
-    }
-
-    /// Something was set aside because nothing had been taken when that was `checked_at`.
-    fn set_aside(&self, checked_at: Instant) {
-        self.wants_proof.store(true, Ordering::Release);
-        if self.took_something_since(checked_at) {
-            // Before it was set aside: nobody else would tell.
-            self.proofs.send_modify(|count| *count += 1);
-        }
-    }
-
-    fn refused(&self) {
-        self.refusals_in_row.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn refuses_everything(&self) -> bool {
-        self.refuses_everything.load(Ordering::Relaxed)
-    }
-
-    fn took_something_since(&self, then: Instant) -> bool {
-        self.accepted_at.lock().is_some_and(|at| at > then)
-    }
-
-    fn refuses_in_a_row(&self) -> bool {
-        self.refusals_in_row.load(Ordering::Relaxed) >= REFUSALS_IN_ROW_MAX
-    }
-
-    /// Whether a refusal now is as good as known to be the batch's own fault.
-    fn takes_others(&self) -> bool {
-        self.refusals_in_row.load(Ordering::Relaxed) <= PROOF_ROW_MAX
-            && self.accepted_at.lock().is_some_and(|at| at.elapsed() <= PROOF_AGE_MAX)
-    }
-
     /// A request of `bytes` was refused for its size: smaller ones from now on.
     fn learn_too_large(&self, bytes: u64) {
         let mut learned = self.learned_bytes_max.lock();
@@ -216,7 +155,7 @@ impl Destination {
 /// Runs the delivery of one queue to one destination until `stop` says otherwise.
 pub async fn run(subscription: Arc<Subscription>, destination: Arc<Destination>, stop: Drain) {
     let tasks = TaskTracker::new();
-    let mut proofs = destination.proofs.subscribe();
+    let mut proofs = destination.proof.watch();
     loop {
         tokio::select! {
             biased;

@@ -48,7 +48,7 @@ pub(super) struct Stumbles {
 impl Stumbles {
     /// Whether it fails while others pass, time and again.
     pub fn failed(&mut self, destination: &Destination) -> bool {
-        let accepted_at = *destination.accepted_at.lock();
+        let accepted_at = destination.proof.accepted_at();
         if self.last.is_none_or(|last| accepted_at.is_some_and(|at| at > last)) {
             self.count += 1;
         }
@@ -76,8 +76,7 @@ impl Leased {
         let mut attempts = 0;
         let mut stumbles = Stumbles::default();
         let unproven_since = self.lease.unproven_since();
-        self.was_refused =
-            unproven_since.is_some_and(|at| destination.took_something_since(at)) && !destination.refuses_in_a_row();
+        self.was_refused = unproven_since.is_some_and(|at| destination.proof.took_something_since(at));
         loop {
             if !destination.clock.is_open() {
                 self.lease.shed();
@@ -167,14 +166,14 @@ impl Leased {
         let failure = match outcome {
             Outcome::Delivered => {
                 pass.succeeded();
-                destination.accepted();
+                destination.proof.accepted();
                 destination.meter.sent(&destination.id, signal, items);
                 *destination.last_error.lock() = None;
                 return Answer::Taken { rejected_items: 0 };
             }
             Outcome::Partial { rejected_items, message } => {
                 pass.succeeded();
-                destination.accepted();
+                destination.proof.accepted();
                 let rejected = rejected_items.min(items);
                 destination.meter.sent(&destination.id, signal, items - rejected);
                 destination.meter.rejected(&destination.id, signal, rejected);
@@ -206,7 +205,7 @@ impl Leased {
             // An answer about the batch is the answer of a destination that is well.
             pass.succeeded();
             if !self.was_refused {
-                destination.refused();
+                destination.proof.refused();
             }
             return Answer::Refused(failure);
         }
@@ -248,11 +247,11 @@ impl Leased {
     async fn isolate(mut self, envelope: Envelope, items: u64, attempts: u32, refusal: Refusal, failure: Failure) {
         let destination = Arc::clone(&self.destination);
         let checked_at = Instant::now();
-        if destination.refuses_everything() {
+        if destination.proof.refuses_everything() && !self.takes_what_it_took(&envelope).await {
             let message = format!("the destination refuses everything: {}", failure.message);
             let since = self.lease.unproven_since().unwrap_or(checked_at);
             self.hold(items, Why::unproven(message, since));
-            return destination.set_aside(checked_at);
+            return destination.proof.is_wanted_since(checked_at);
         }
         match self.reload_and_claim().await {
             Ok(true) => {}

@@ -4,13 +4,12 @@
 //! hold the poison and is split without being sent. Cuts fall between records, resources or scopes where one lies near
 //! the middle. Until the destination has taken something, the search goes down to a single item and then on with the
 //! largest part left: either something is taken soon, or the destination is found to refuse everything
-//! ([`super::REFUSALS_IN_ROW_MAX`]) and the batch is held. When it refuses that many in a row later, an item that it
+//! ([`REFUSALS_IN_ROW_MAX`]) and the batch is held. When it refuses that many in a row later, an item that it
 //! took is sent once more, to learn whether it still takes anything.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -21,9 +20,9 @@ use crate::otlp::edit;
 use crate::queue::{Settled, Why};
 use crate::storage::Record;
 
-use super::REFUSALS_IN_ROW_MAX;
 use super::deliver::{Answer, Leased, Stumbles, hopeless};
 use super::parking::Envelope;
+use super::proof::REFUSALS_IN_ROW_MAX;
 
 /// Cuts at a boundary must leave at least this many eighths on each side.
 const SIDE_EIGHTHS_MIN: usize = 3;
@@ -142,11 +141,11 @@ impl Isolation {
             let checked_at = Instant::now();
             if self.is_row_long() && !self.still_takes_something().await {
                 let destination = Arc::clone(&self.leased.destination);
-                destination.refuses_everything.store(true, Ordering::Relaxed);
+                destination.proof.found_to_refuse_everything();
                 let message = format!("the destination refuses everything: {}", last_failure.unwrap_or_default());
                 let since = self.refused_at();
                 self.hold_all(Why::unproven(message, since));
-                return destination.set_aside(checked_at);
+                return destination.proof.is_wanted_since(checked_at);
             }
             let count = part.items.len();
             let is_large = self.bytes_of(&part) > self.leased.destination.request_bytes_max();
@@ -180,7 +179,7 @@ impl Isolation {
 
     /// Counts what was refused in a row, as far as this batch knows.
     fn is_row_long(&mut self) -> bool {
-        let accepted_at = *self.leased.destination.accepted_at.lock();
+        let accepted_at = self.leased.destination.proof.accepted_at();
         if self.accepted_at != accepted_at {
             self.accepted_at = accepted_at;
             self.refusals_in_row = 0;
@@ -194,7 +193,7 @@ impl Isolation {
     }
 
     async fn still_takes_something(&self) -> bool {
-        let Some(item) = self.taken else { return false };
+        let Some(item) = self.taken else { return self.leased.takes_what_it_took(&self.envelope).await };
         let part = Part { items: item..item + 1, attempts: 0, is_suspect: false, is_certain: false };
         matches!(self.send(&part).await, Sent::Taken { .. })
     }
@@ -332,8 +331,13 @@ impl Isolation {
         let destination = &self.leased.destination;
         let checked_at = Instant::now();
         // Only a destination that takes something else says something about this batch.
-        let took_others = destination.took_something_since(self.began_at) && !destination.refuses_in_a_row();
-        let is_proven = self.taken.is_some() || self.leased.was_refused || took_others || destination.takes_others();
+        let proof = &destination.proof;
+        let is_proven = self.taken.is_some()
+            || self.leased.was_refused
+            || proof.took_something_since(self.began_at)
+            || proof.takes_others()
+            || (self.poison.iter().any(|poison| poison.refusal == Refusal::Permanent)
+                && self.leased.takes_what_it_took(&self.envelope).await);
         let reason = |poison: &Poison| match poison.refusal {
             Refusal::Permanent if is_proven && poison.failure.too_large => Some(Reason::TooLarge),
             Refusal::Permanent if is_proven => Some(Reason::Rejected),
@@ -381,7 +385,7 @@ impl Isolation {
         }
         self.leased.lease.settle_except(settled, &held, &why_held);
         if is_unproven {
-            self.leased.destination.set_aside(checked_at);
+            self.leased.destination.proof.is_wanted_since(checked_at);
         }
     }
 

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::exporters::{Batch, Class, Failure, Outcome};
 use crate::otlp::Encoding;
-use crate::queue::{Accepted, Budget, Intake, Offer, Router};
+use crate::queue::{Accepted, Budget, Intake, Offer, Refused, Router};
 use crate::storage::log::Observer;
 use crate::storage::{Log, NewRecord, Options, RealDisk, StartAt, Store};
 
@@ -73,7 +73,11 @@ fn failure(class: Class) -> Outcome {
 }
 
 fn open(dir: &Path) -> (Store, Arc<Log>, Router) {
-    let options = Options { checkpoint_interval: Duration::from_millis(5), ..Options::default() };
+    open_with(dir, Options::default())
+}
+
+fn open_with(dir: &Path, options: Options) -> (Store, Arc<Log>, Router) {
+    let options = Options { checkpoint_interval: Duration::from_millis(5), ..options };
     let (store, _) = Store::open(Arc::new(RealDisk), dir, &options, Arc::new(Unobserved)).expect("opens");
     let log = store.queue("traces", &[("x".to_owned(), StartAt::Beginning)]).expect("queue");
     let mut router = Router::new();

@@ -126,6 +126,16 @@ impl Lease {
         self.covers.clone()
     }
 
+    /// Whether it comes again, no fresh records can be leased beside it, and none like it could come in.
+    pub fn is_last_resort(&self) -> bool {
+        self.turn != Turn::First && self.subscription.is_starved(self.weight)
+    }
+
+    /// Up to `count` records, with gaps between them, that this exporter has settled and the disk still has.
+    pub async fn settled_samples(&self, count: usize, limits: LeaseLimits) -> std::io::Result<Vec<Record>> {
+        self.subscription.settled_samples(count, limits).await
+    }
+
     /// Adds what comes behind this lease, waiting for it; false when nothing can be added any more (limits reached,
     /// other metadata, or somebody else has gone on reading).
     pub async fn extend(&mut self, limits: LeaseLimits) -> std::io::Result<bool> {

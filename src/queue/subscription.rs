@@ -8,7 +8,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::Instant;
 
 use crate::storage::log::Position;
-use crate::storage::{Durable, Fate, Fates, Log, Record};
+use crate::storage::{Durable, Fate, Fates, Log, Record, Weight};
 
 use super::Lease;
 use super::book::{Book, HELD_RANGES_MAX, Turn, Why};
@@ -265,6 +265,26 @@ impl Subscription {
     fn has_fresh(&self) -> bool {
         let is_behind = self.reader.try_lock().map_or(true, |position| position.sequence < self.log.durable_end());
         is_behind && self.book.lock().takes_fresh()
+    }
+
+    /// Nothing fresh can be leased, and what is there and may not, or intake for such as this, waits for what was set aside.
+    pub(super) fn is_starved(&self, weight: Weight) -> bool {
+        let is_behind = self.reader.try_lock().is_ok_and(|position| position.sequence < self.log.durable_end());
+        !self.has_fresh() && (is_behind || self.log.reserve(weight).is_err())
+    }
+
+    /// Of each of up to `count` settled ranges, evenly chosen, the first record, where the disk still has it.
+    pub(super) async fn settled_samples(&self, count: usize, limits: LeaseLimits) -> std::io::Result<Vec<Record>> {
+        let settled: Vec<Range<u64>> =
+            self.log.cursor(&self.cursor).map(|cursor| cursor.above().iter().collect()).unwrap_or_default();
+        let step = settled.len().div_ceil(count.max(1)).max(1);
+        let mut samples = Vec::new();
+        for range in settled.into_iter().step_by(step) {
+            let one = LeaseLimits { records_max: 1, ..limits };
+            let (records, _) = self.read(Position::at(range.start), range.end, one).await?;
+            samples.extend(records.into_iter().filter(|record| range.contains(&record.sequence)));
+        }
+        Ok(samples)
     }
 
     /// Records from `from` up to `until`, cut where the metadata changes, and the position behind them.

@@ -1,4 +1,4 @@
-//! A destination for OTLP over HTTP/1.1 in one of many moods. It remembers what it has taken, and counts as taken what it
+//! A destination for OTLP over HTTP/1.1 in one of many moods, that never takes some spans. It remembers what it has taken, and counts as taken what it
 //! read whole, even where its answer then goes wrong: that is what makes duplicates.
 
 use std::net::SocketAddr;
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,6 +31,8 @@ pub enum Mood {
     Unavailable,
     UnavailableWait,
     Broken,
+    /// 400 to everything, which is nobody's poison.
+    Refusing,
     /// Takes, and answers one byte at a time, slower than anybody waits.
     SlowDrip,
     /// Takes, and ends in the middle of its answer.
@@ -38,11 +41,12 @@ pub enum Mood {
     Dead,
 }
 
-pub const MOODS: [Mood; 12] = [
+pub const MOODS: [Mood; 13] = [
     Mood::Well,
     Mood::ResetAfter,
     Mood::Unavailable,
     Mood::Silent,
+    Mood::Refusing,
     Mood::Well,
     Mood::TooManyWait,
     Mood::SlowDrip,
@@ -52,14 +56,32 @@ pub const MOODS: [Mood; 12] = [
     Mood::ResetBefore,
     Mood::UnavailableWait,
 ];
+/// Single spans, and all of a client's request, that are refused in every mood.
+const POISON_ONE_IN: u64 = 1009;
+const POISON_REQUEST_ONE_IN: u64 = 701;
+
+/// Whether the destination will never take the span of that name.
+pub fn is_poison(name: &str) -> bool {
+    let number: Option<u64> = name.strip_prefix("span-").and_then(|number| number.parse().ok());
+    number.is_some_and(|number| {
+        number % POISON_ONE_IN == 7 || (number / super::SPANS_PER_REQUEST) % POISON_REQUEST_ONE_IN == 3
+    })
+}
+
 /// Closing the port needs another socket, so it comes by chance with the others.
 const DEAD_ONE_IN: u64 = 8;
+
+pub fn spans_of(body: &[u8]) -> Vec<Span> {
+    let request = ExportTraceServiceRequest::decode(body).expect("an intact request");
+    let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+    scopes.flat_map(|scope| scope.spans).collect()
+}
 
 pub struct Destination {
     pub address: SocketAddr,
     pub taken: Mutex<Taken>,
     mood: AtomicUsize,
-    counts: [AtomicU64; 12],
+    counts: [AtomicU64; 13],
     dead: AtomicU64,
     random: Mutex<fastrand::Rng>,
 }
@@ -144,10 +166,9 @@ impl Destination {
         }
     }
 
-    fn take(&self, body: &[u8]) {
-        let request = ExportTraceServiceRequest::decode(body).expect("an intact request");
+    fn take(&self, spans: Vec<Span>) {
         let mut taken = self.taken.lock();
-        for span in request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans) {
+        for span in spans {
             let bytes = span.encode_to_vec();
             taken.entry(span.name).or_insert((0, bytes)).0 += 1;
         }
@@ -157,9 +178,12 @@ impl Destination {
     async fn answer(&self, stream: &mut TcpStream, mood: Mood, body: &[u8]) -> std::io::Result<bool> {
         let ok = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
         let refusal = |status: &str, header: &str| format!("HTTP/1.1 {status}\r\n{header}content-length: 0\r\n\r\n");
+        let spans = spans_of(body);
+        let takes = matches!(mood, Mood::Well | Mood::ResetAfter | Mood::SlowDrip | Mood::HalfAnswer);
+        let mood = if takes && spans.iter().any(|span| is_poison(&span.name)) { Mood::Refusing } else { mood };
         let status = match mood {
             Mood::Well => {
-                self.take(body);
+                self.take(spans);
                 ok.to_owned()
             }
             Mood::TooMany => refusal("429 Too Many Requests", ""),
@@ -167,6 +191,7 @@ impl Destination {
             Mood::Unavailable => refusal("503 Service Unavailable", ""),
             Mood::UnavailableWait => refusal("503 Service Unavailable", "retry-after: 1\r\n"),
             Mood::Broken => refusal("500 Internal Server Error", ""),
+            Mood::Refusing => refusal("400 Bad Request", ""),
             Mood::Silent => {
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 return Ok(false);
@@ -176,12 +201,12 @@ impl Destination {
                 return Ok(false);
             }
             Mood::ResetAfter => {
-                self.take(body);
+                self.take(spans);
                 stream.set_zero_linger()?;
                 return Ok(false);
             }
             Mood::SlowDrip => {
-                self.take(body);
+                self.take(spans);
                 for byte in ok.bytes() {
                     stream.write_all(&[byte]).await?;
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -189,7 +214,7 @@ impl Destination {
                 return Ok(true);
             }
             Mood::HalfAnswer => {
-                self.take(body);
+                self.take(spans);
                 stream.write_all(&ok.as_bytes()[..30]).await?;
                 return Ok(false);
             }

@@ -45,6 +45,10 @@ async fn put_spans(router: &Router, names: &[String]) {
 }
 
 async fn put_payload(router: &Router, payload: Vec<u8>, items: u64) {
+    let _receipt = try_put(router, payload, items).await.expect("accepted");
+}
+
+async fn try_put(router: &Router, payload: Vec<u8>, items: u64) -> Result<Accepted, Refused> {
     let budget = Budget::new(1 << 20);
     let offer = Offer {
         signal: Signal::Traces,
@@ -57,7 +61,7 @@ async fn put_payload(router: &Router, payload: Vec<u8>, items: u64) {
         marks: crate::queue::Marks::default(),
         peer: None,
     };
-    let _receipt = router.offer(offer).await.expect("accepted");
+    router.offer(offer).await
 }
 
 /// `n` names, of which those at `poison` begin with that word.
@@ -95,17 +99,21 @@ fn letters_in(dir: &Path, max_bytes: u64, on_full: OnFull) -> Arc<DeadLetters> {
 
 struct Case {
     _dir: tempfile::TempDir,
-    _store: Store,
+    store: Store,
     log: Arc<Log>,
     router: Router,
     letters: Arc<DeadLetters>,
 }
 
 fn case() -> Case {
+    case_with(Options::default())
+}
+
+fn case_with(options: Options) -> Case {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let (store, log, router) = open(dir.path());
+    let (store, log, router) = open_with(dir.path(), options);
     let letters = letters_in(dir.path(), 64 << 20, OnFull::Block);
-    Case { _dir: dir, _store: store, log, router, letters }
+    Case { _dir: dir, store, log, router, letters }
 }
 
 impl Case {

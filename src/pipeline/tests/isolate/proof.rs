@@ -1,10 +1,11 @@
 //! A refusal is held against the batch only when the destination takes something else.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::pipeline::proof::{PROOF_ROW_MAX, REFUSALS_IN_ROW_MAX};
 use crate::queue::book::HELD_RANGES_MAX;
 
 /// A delivery that goes on while the test does something.
@@ -159,4 +160,55 @@ async fn when_a_destination_begins_to_refuse_everything_few_are_parked_and_the_r
     running.wait("all of it", || settled(&case.log) == case.log.durable_end()).await;
     running.end().await;
     assert_eq!(taken(&exporter).len() + parked(), count + 2);
+}
+
+#[tokio::test]
+async fn when_what_was_refused_fills_the_queue_something_taken_before_is_sent_once_more_to_prove_it() {
+    let options = Options { segment_bytes: Some(20 << 10), max_size_bytes: Some(256 << 10), ..Options::default() };
+    let case = case_with(options);
+    let exporter = scripted(hates_poison);
+    // Nothing is parked in this life, and with that the next one finds the queue full of it.
+    let destination = case.destination(&exporter, |policy| {
+        policy.batch.max_items = 1;
+        policy.parking = None;
+    });
+    let running = Running::start(&case, &destination);
+    let settled_but = |log: &Log| log.unsettled("x", 0..log.durable_end()).len();
+    let (mut good, mut poison, mut refused_in_a_row) = (0, 0, 0);
+    let in_time = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let is_poison = (good + poison) % 8 == 0;
+            let name = format!("{} {}", if is_poison { "poison" } else { "good" }, "x".repeat(1000));
+            match try_put(&case.router, request(&[name]), 1).await {
+                Ok(_) if is_poison => poison += 1,
+                Ok(_) => good += 1,
+                // Closed for good: nothing but poison is unsettled, and what could be given back is.
+                Err(_) if refused_in_a_row == 3 => break,
+                Err(_) => {
+                    running.wait("idle", || settled_but(&case.log) == poison).await;
+                    refused_in_a_row += 1;
+                    case.store.checkpoint().expect("written");
+                    continue;
+                }
+            }
+            refused_in_a_row = 0;
+        }
+    });
+    assert!(in_time.await.is_ok(), "{good} good, {poison} poison");
+    running.end().await;
+
+    let exporter = scripted(hates_poison);
+    let destination = case.destination(&exporter, |policy| policy.batch.max_items = 1);
+    let running = Running::start(&case, &destination);
+    running.wait("all of it is parked", || settled(&case.log) == case.log.durable_end()).await;
+    assert_eq!(case.letters.shelf().parked().status().letters as usize, poison);
+    let (again, most) = (taken(&exporter).len(), poison.div_ceil(PROOF_ROW_MAX as usize));
+    assert!(again <= most, "{again} were sent twice for {poison} poison");
+    let open = async {
+        while try_put(&case.router, request(&named(1, &[])), 1).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, open).await.is_ok(), "intake is open again");
+    running.end().await;
 }

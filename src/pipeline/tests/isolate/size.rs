@@ -1,6 +1,7 @@
 //! What is too large, for one destination or for all that may be sent to it.
 
 use super::*;
+use crate::pipeline::proof::REFUSALS_IN_ROW_MAX;
 
 #[tokio::test]
 async fn what_is_too_large_goes_in_parts_none_is_sent_twice_and_a_giant_is_parked_alone() {
