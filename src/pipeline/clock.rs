@@ -172,6 +172,11 @@ impl State {
 }
 
 impl Pass<'_> {
+    /// Nobody else may send before what becomes of it is reported.
+    pub fn is_probe(&self) -> bool {
+        self.clock.state.lock().probe == Some(self.ticket)
+    }
+
     /// The destination answered as a well one does.
     pub fn succeeded(mut self) {
         self.open = false;

@@ -89,7 +89,12 @@ impl Leased {
             };
             if self.memory.is_none() {
                 let share = memory_share(bytes, &destination);
-                self.memory = Arc::clone(&destination.memory).acquire_many_owned(share).await.ok();
+                let memory = Arc::clone(&destination.memory);
+                // Who has the memory may wait for the probe to end: the probe, of which there is one, does without.
+                self.memory = match pass.is_probe() {
+                    true => memory.try_acquire_many_owned(share).ok(),
+                    false => memory.acquire_many_owned(share).await.ok(),
+                };
             }
             if self.lease.records().is_empty()
                 && let Err(error) = self.lease.reload().await

@@ -217,6 +217,20 @@ impl Life {
         }
     }
 
+    /// For whoever must find out why it stands still.
+    fn standing(&self, world: &Arc<World>) -> String {
+        let space = world.disk().space(Path::new(DIR));
+        let subscriptions = self.running.subscriptions.iter().map(|observed| {
+            let subscription = &observed.subscription;
+            format!("{:?}, {:?}", subscription.status(), observed.destination.last_error())
+        });
+        let logs = self.store.queues();
+        let logs = logs.iter().map(|log| format!("{:?}, {:?}", log.status(), log.failure()));
+        let letters = self.running.dead_letters.shelf().parked().status();
+        let parts = [subscriptions.collect::<Vec<_>>().join("; "), logs.collect::<Vec<_>>().join("; ")];
+        format!("{parts:?}; {letters:?}; {space:?}; {} operations", world.operations())
+    }
+
     /// Its power is off: nothing that it still does reaches the disk.
     fn end(self) {
         drop(self.running);
@@ -280,7 +294,8 @@ fn run(cuts: u64, seed: u64, dishonesty: Option<Dishonesty>) -> Result<(), Strin
                 if !strikes_starting {
                     world.cut_power_in(Some(rng.u64(0..400)));
                 }
-                eventually("the power goes off under load", || world.is_off())?;
+                eventually("the power goes off under load", || world.is_off())
+                    .map_err(|reason| format!("after cut {cut}: {reason}; {}", life.standing(&world)))?;
                 *target.lock() = None;
                 life.end();
                 world.set_faults(Faults::default());

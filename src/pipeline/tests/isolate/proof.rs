@@ -212,3 +212,21 @@ async fn when_what_was_refused_fills_the_queue_something_taken_before_is_sent_on
     assert!(tokio::time::timeout(PATIENCE, open).await.is_ok(), "intake is open again");
     running.end().await;
 }
+
+#[tokio::test]
+async fn a_destination_that_fails_now_and_then_while_poison_is_searched_for_stops_nobody_for_want_of_memory() {
+    let case = case();
+    for _ in 0..60 {
+        put_spans(&case.router, &named(20, &[3])).await;
+    }
+    let exporter = scripted(|batch, n| if n % 3 == 1 { failure(Class::Retryable) } else { hates_poison(batch, n) });
+    // A lease that is prepared takes all of it for a moment.
+    let destination = case.destination(&exporter, |policy| {
+        policy.batch.max_items = 20;
+        policy.consumers = 6;
+        policy.memory_bytes = 4 << 10;
+    });
+    case.deliver_all(&destination).await;
+    assert_eq!(case.letters.shelf().parked().status().letters, 60);
+    assert_eq!(taken(&exporter).len(), 60 * 19);
+}
