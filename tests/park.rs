@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use support::ledger::{Ledger, check, drained, load};
+use support::ledger::{Ledger, check, drained, load, post};
 use support::setup::Setup;
 use support::{Sink, client, dlq, eventually};
 
@@ -57,14 +57,7 @@ async fn dead_letters_past_the_cap_leave_intake_open_and_everything_is_delivered
         setup.sum(&client, "otelcol_exporter_sent_spans").await,
     );
     assert_eq!(accepted, sent + parked, "delivered or a dead letter");
-    let one_more = async |name: &str| {
-        ledger.sent.lock().insert(name.to_owned());
-        let is_taken = setup.post(&client, name).await.status().is_success();
-        if is_taken {
-            ledger.acknowledged.lock().insert(name.to_owned());
-        }
-        is_taken
-    };
+    let one_more = async |name: &str| post(&ledger, &setup, &client, name).await;
     eventually("intake is open beside the dead letters", async || one_more("afterwards").await).await;
     assert_eq!(forebay.stop().await, 0);
     let forebay = setup.start(&client).await;

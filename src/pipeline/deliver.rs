@@ -82,11 +82,8 @@ impl Leased {
                 self.lease.shed();
                 self.memory = None;
             }
-            let pass = tokio::select! {
-                pass = destination.clock.enter(bytes) => pass,
-                // Dropped: the batch stays in the queue for the next start.
-                () = hopeless(&self.draining, &destination) => return,
-            };
+            // Dropped: the batch stays in the queue for the next start.
+            let Some(pass) = leave_to_send(&destination, &self.draining, bytes).await else { return };
             if self.memory.is_none() {
                 let share = memory_share(bytes, &destination);
                 let memory = Arc::clone(&destination.memory);
@@ -332,8 +329,19 @@ impl Leased {
     }
 }
 
-/// Resolves when the process is stopping and the destination is in backoff: nobody waits for it then.
-pub(super) async fn hopeless(draining: &CancellationToken, destination: &Destination) {
+/// None when the process is stopping and the destination is in backoff: nobody waits for it then.
+pub(super) async fn leave_to_send<'d>(
+    destination: &'d Destination,
+    draining: &CancellationToken,
+    bytes: u64,
+) -> Option<Pass<'d>> {
+    tokio::select! {
+        pass = destination.clock.enter(bytes) => Some(pass),
+        () = hopeless(draining, destination) => None,
+    }
+}
+
+async fn hopeless(draining: &CancellationToken, destination: &Destination) {
     draining.cancelled().await;
     while !destination.clock.is_waiting() {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -20,7 +20,7 @@ use crate::otlp::edit;
 use crate::queue::{Settled, Why};
 use crate::storage::Record;
 
-use super::deliver::{Answer, Leased, Stumbles, hopeless};
+use super::deliver::{Answer, Leased, Stumbles, leave_to_send};
 use super::parking::Envelope;
 use super::proof::REFUSALS_IN_ROW_MAX;
 
@@ -297,11 +297,9 @@ impl Isolation {
         let first_attempt = Instant::now();
         let mut stumbles = Stumbles::default();
         loop {
-            let pass = tokio::select! {
-                pass = destination.clock.enter(payload.len() as u64) => pass,
-                // Dropped: the whole batch comes again.
-                () = hopeless(&self.leased.draining, destination) => return Sent::Ended,
-            };
+            let leave = leave_to_send(destination, &self.leased.draining, payload.len() as u64);
+            // Dropped: the whole batch comes again.
+            let Some(pass) = leave.await else { return Sent::Ended };
             let request = Batch {
                 signal: self.leased.signal,
                 items: part.items.len() as u64,

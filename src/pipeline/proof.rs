@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::batch;
-use super::deliver::{Answer, Leased};
+use super::deliver::{Answer, Leased, leave_to_send};
 use super::parking::Envelope;
 
 /// A destination that took nothing while it refused this many requests in a row is taken to refuse everything: then its
@@ -115,7 +115,8 @@ impl Leased {
             if request.payload.len() as u64 > destination.request_bytes_max() {
                 continue;
             }
-            let pass = destination.clock.enter(request.payload.len() as u64).await;
+            let leave = leave_to_send(destination, &self.draining, request.payload.len() as u64);
+            let Some(pass) = leave.await else { return false };
             match self.export(request, pass, envelope).await {
                 Answer::Taken { .. } => {
                     tracing::warn!(

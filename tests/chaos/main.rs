@@ -18,7 +18,7 @@ use forebay::otlp::Signal;
 use moods::{Destination, MOODS, Mood, is_poison};
 use prost::Message;
 use support::dlq::{dlq, stdout};
-use support::ledger::{Ledger, check, load};
+use support::ledger::{Ledger, check, load, post};
 use support::setup::Setup;
 use support::{Taken, client, eventually};
 
@@ -99,14 +99,7 @@ async fn nothing_acknowledged_is_lost_however_the_destination_misbehaves_and_the
 
     destination.set(Mood::Well);
     let forebay = setup.start(&client).await;
-    let probe = async |name: &str| {
-        ledger.sent.lock().insert(name.to_owned());
-        let is_taken = setup.post(&client, name).await.status().is_success();
-        if is_taken {
-            ledger.acknowledged.lock().insert(name.to_owned());
-        }
-        is_taken
-    };
+    let probe = async |name: &str| post(&ledger, &setup, &client, name).await;
     // A long run ends with a full queue: then room has to come first.
     eventually("it takes a new request", async || probe("probe").await).await;
     let data_dir = setup.dir.path().join("data");

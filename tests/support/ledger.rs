@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::setup::Setup;
 use super::{Sink, Taken, request, span};
 
 #[derive(Default)]
@@ -35,6 +36,16 @@ pub async fn load(
             _ => tokio::time::sleep(Duration::from_millis(2)).await,
         }
     }
+}
+
+/// Sends one span, noted like those of [`load`]; whether it was acknowledged.
+pub async fn post(ledger: &Ledger, setup: &Setup, client: &reqwest::Client, name: &str) -> bool {
+    ledger.sent.lock().insert(name.to_owned());
+    let is_taken = setup.post(client, name).await.status().is_success();
+    if is_taken {
+        ledger.acknowledged.lock().insert(name.to_owned());
+    }
+    is_taken
 }
 
 /// acknowledged ⊆ delivered ⊆ sent, and every payload as it was sent. Err names the first that is wrong.
