@@ -21,6 +21,13 @@ fn page(bytes: &[u8], index: usize) -> &[u8] {
     &bytes[start..(start + PAGE_LEN).min(bytes.len())]
 }
 
+/// Files that were allocated large and cut short are many after a thousand starts.
+fn give_back(bytes: &mut Vec<u8>) {
+    if bytes.capacity() > 2 * bytes.len() {
+        bytes.shrink_to_fit();
+    }
+}
+
 impl File {
     /// Blocks that were reserved show what lay there before, now and then.
     pub fn allocated(len: usize, rng: &mut Rng, stale: &[Vec<u8>]) -> File {
@@ -59,10 +66,12 @@ impl File {
         self.now.resize(len, 0);
         self.dirty.retain(|page| page * PAGE_LEN < len);
         self.forgotten.retain(|page| page * PAGE_LEN < len);
+        give_back(&mut self.now);
     }
 
     pub fn sync(&mut self) {
         self.durable.resize(self.now.len(), 0);
+        give_back(&mut self.durable);
         for index in std::mem::take(&mut self.dirty) {
             self.persist(index, PAGE_LEN);
         }
@@ -112,7 +121,8 @@ impl File {
             }
         }
         self.forgotten.clear();
-        self.now.clone_from(&self.durable);
+        give_back(&mut self.durable);
+        self.now = self.durable.clone();
     }
 
     /// Writes the first `len` bytes of a page, as far as the file on disk reaches.
