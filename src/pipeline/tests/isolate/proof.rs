@@ -2,42 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::task::JoinHandle;
-
 use super::*;
 use crate::pipeline::proof::{PROOF_ROW_MAX, REFUSALS_IN_ROW_MAX};
 use crate::queue::book::HELD_RANGES_MAX;
-
-/// A delivery that goes on while the test does something.
-struct Running {
-    subscription: Arc<Subscription>,
-    stop: Drain,
-    task: JoinHandle<()>,
-}
-
-impl Running {
-    fn start(case: &Case, destination: &Arc<Destination>) -> Running {
-        let subscription = Subscription::new(Arc::clone(&case.log), "x");
-        let stop = Drain::default();
-        let task = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(destination), stop.clone()));
-        Running { subscription, stop, task }
-    }
-
-    async fn wait(&self, what: &str, until: impl Fn() -> bool) {
-        let done = async {
-            while !until() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let in_time = tokio::time::timeout(PATIENCE, done).await;
-        assert!(in_time.is_ok(), "not in time: {what}, {:?}", self.subscription.status());
-    }
-
-    async fn end(self) {
-        self.stop.abort.cancel();
-        self.task.await.expect("no panic");
-    }
-}
 
 /// A destination that is well until told otherwise.
 fn takes_or_refuses_everything() -> (Arc<Scripted>, Arc<AtomicBool>) {
