@@ -12,6 +12,7 @@ mod expiry;
 mod proof;
 mod size;
 mod stumble;
+mod twins;
 
 use super::*;
 use crate::dlq::{DeadLetters, Description, OnFull, Reason, SeenBefore, Shelf};
