@@ -38,7 +38,7 @@ use proof::Proof;
 use tries::Place;
 
 /// Smallest limit that a destination's refusals can teach.
-const LEARNED_BYTES_MIN: u64 = 4 << 10;
+const LEARNED_BYTES_MIN: u64 = 64 << 10;
 /// Records in one request; each is a client's request of its own.
 const RECORDS_MAX: usize = 4096;
 /// How batches for one destination are cut.

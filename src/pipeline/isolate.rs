@@ -60,6 +60,8 @@ pub(super) struct Poison {
     pub attempts: u32,
     pub refusal: Refusal,
     pub failure: Failure,
+    /// When it was refused nothing showed that the destination takes anything: it may have refused everything just then.
+    is_doubtful: bool,
 }
 
 pub(super) struct Isolation {
@@ -175,11 +177,7 @@ impl Isolation {
             match self.send(&part).await {
                 Sent::Ended => return self.hold_rest(Why::of("the process was stopping".to_owned())),
                 Sent::Taken { rejected_items } => {
-                    self.taken.insert(part.items.start as u64..part.items.end as u64);
-                    self.sample = Some(part.items.start);
-                    if rejected_items > 0 {
-                        self.rejected.push((part.items.clone(), rejected_items));
-                    }
+                    self.was_taken(&part, rejected_items);
                     self.mark_sibling(&part);
                 }
                 Sent::Not(refusal, failure) => {
@@ -188,7 +186,43 @@ impl Isolation {
                 }
             }
         }
-        self.conclude().await;
+        match self.ask_again().await {
+            true => self.conclude().await,
+            false => self.hold_rest(Why::of("the process was stopping".to_owned())),
+        }
+    }
+
+    /// A destination that takes something now may take what it refused before: each of that has one more try. False: the
+    /// process is stopping.
+    async fn ask_again(&mut self) -> bool {
+        let takes_now = self.sample.is_some() || self.leased.destination.proof.took_something_since(self.began_at);
+        if !takes_now {
+            return true;
+        }
+        for poison in std::mem::take(&mut self.poison) {
+            if !poison.is_doubtful || poison.refusal != Refusal::Permanent {
+                self.poison.push(poison);
+                continue;
+            }
+            let attempts = poison.attempts + 1;
+            let part = Part { items: poison.items.clone(), attempts, is_suspect: false, is_certain: false };
+            match self.send(&part).await {
+                Sent::Ended => return false,
+                Sent::Taken { rejected_items } => self.was_taken(&part, rejected_items),
+                Sent::Not(refusal, failure) => {
+                    self.poison.push(Poison { attempts, refusal, failure, ..poison });
+                }
+            }
+        }
+        true
+    }
+
+    fn was_taken(&mut self, part: &Part, rejected_items: u64) {
+        self.taken.insert(part.items.start as u64..part.items.end as u64);
+        self.sample = Some(part.items.start);
+        if rejected_items > 0 {
+            self.rejected.push((part.items.clone(), rejected_items));
+        }
     }
 
     fn next_part(&mut self) -> Option<Part> {
@@ -230,13 +264,15 @@ impl Isolation {
                 attempts: part.attempts,
                 refusal,
                 failure: failure.clone(),
+                is_doubtful: false,
             }));
             return;
         }
         self.refusals_in_row += 1;
         if part.items.len() <= 1 {
             self.looks_elsewhere = self.sample.is_none();
-            self.poison.push(Poison { items: part.items, attempts: part.attempts, refusal, failure });
+            let is_doubtful = self.sample.is_none() && !self.leased.destination.proof.takes_others();
+            self.poison.push(Poison { items: part.items, attempts: part.attempts, refusal, failure, is_doubtful });
             return;
         }
         if failure.too_large {

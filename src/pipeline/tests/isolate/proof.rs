@@ -202,3 +202,29 @@ async fn a_destination_that_fails_now_and_then_while_poison_is_searched_for_stop
     assert_eq!(case.letters.shelf().parked().status().letters, 60);
     assert_eq!(taken(&exporter).len(), 60 * 19);
 }
+
+#[tokio::test]
+async fn what_a_destination_refused_before_it_was_well_is_asked_for_again_and_not_parked() {
+    for refusals in [1, 5, 12, 30] {
+        let case = case();
+        put_spans(&case.router, &named(16, &[9])).await;
+        let exporter = scripted(move |batch, n| if n < refusals { refused("not yet") } else { hates_poison(batch, n) });
+        let destination = case.destination(&exporter, |policy| policy.batch.max_items = 16);
+        let running = Running::start(&case, &destination);
+        // The refusals may have been of everything, which something else has to show then.
+        let in_time = tokio::time::timeout(PATIENCE, async {
+            for n in 0.. {
+                if settled(&case.log) >= 1 && running.subscription.status().held_ranges == 0 {
+                    break;
+                }
+                put_spans(&case.router, &[format!("other {n}")]).await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        assert!(in_time.await.is_ok(), "{refusals}: {:?}", running.subscription.status());
+        running.end().await;
+        let good: Vec<_> = taken(&exporter).into_iter().filter(|name| name.starts_with("good")).collect();
+        assert_eq!(good.len(), 15, "{refusals}: each once, {good:?}");
+        assert_eq!(case.parked().into_keys().collect::<Vec<_>>(), [["poison 9"]], "{refusals}");
+    }
+}
