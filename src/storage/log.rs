@@ -285,7 +285,7 @@ impl Log {
             } else {
                 beyond.div_ceil(usable) * inner.shared.segment_bytes
             };
-            let checked = inner.shared.space.check(allocation, || holder::name(inner));
+            let checked = inner.shared.space.check(allocation, || holder::find(inner));
             checked.inspect_err(|_| {
                 inner.shared.space.want(allocation);
                 inner.shared.pressure.raise();
