@@ -75,9 +75,15 @@ impl Scene {
 
     /// Posts OTLP-JSON; the status.
     pub async fn post(&self, signal: &str, text: String) -> u16 {
+        self.answer(signal, text).await.0
+    }
+
+    /// The same, with what the answer says.
+    pub async fn answer(&self, signal: &str, text: String) -> (u16, String) {
         let url = format!("http://127.0.0.1:{}/v1/{signal}", self.http_port);
         let sending = self.client.post(url).header("content-type", "application/json").body(text).send();
-        sending.await.expect("answered").status().as_u16()
+        let answer = sending.await.expect("answered");
+        (answer.status().as_u16(), answer.text().await.expect("whole"))
     }
 
     /// Posts a request with spans of these names; it is acknowledged.
