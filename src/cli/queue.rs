@@ -52,10 +52,14 @@ pub(super) fn existing(run: &RunArguments) -> Result<(PathBuf, Option<Plan>), Fa
 
 pub(super) fn failed(error: &StoreError) -> Failure {
     match error {
-        StoreError::InUse { path, pid } => Failure::Other(format!(
-            "{} is in use by process {pid}: stop it first; inspect, verify and retry work while it runs",
-            path.display()
-        )),
+        StoreError::InUse { path, pid } => {
+            // Whoever has just taken the lock has not signed it yet.
+            let who = if pid.is_empty() { "another process".to_owned() } else { format!("process {pid}") };
+            Failure::Other(format!(
+                "{} is in use by {who}: stop it first; inspect, verify and retry work while it runs",
+                path.display()
+            ))
+        }
         error => Failure::Other(error.to_string()),
     }
 }

@@ -86,6 +86,13 @@ impl Scene {
         (answer.status().as_u16(), answer.text().await.expect("whole"))
     }
 
+    /// Posts traces as protobuf; they are acknowledged.
+    pub async fn post_protobuf(&self, body: Vec<u8>) {
+        let url = format!("http://127.0.0.1:{}/v1/traces", self.http_port);
+        let request = self.client.post(url).header("content-type", "application/x-protobuf");
+        assert_eq!(request.body(body).send().await.expect("answered").status(), 200);
+    }
+
     /// Posts a request with spans of these names; it is acknowledged.
     pub async fn spans(&self, service: &str, names: &[String]) {
         assert_eq!(self.post("traces", spans(service, names)).await, 200);
