@@ -28,8 +28,8 @@ pub use description::{Description, Origin, Reason, cut};
 pub use edit::{Edit, EditError, edit, unknown_fields};
 pub use given_up::{Records, SeenBefore};
 pub use listing::{
-    BASE64_KEY, Entry, Filter, Listed, Note, PAGE_MAX, format_id, is_exporter, list, parse_id, payload_json,
-    payload_protobuf, show,
+    BASE64_KEY, Entry, Filter, Listed, Note, PAGE_MAX, format_id, is_exporter, list, name_on_disk, parse_id,
+    payload_json, payload_protobuf, show,
 };
 pub use shelf::Shelf;
 

@@ -114,7 +114,7 @@ impl Filter {
 }
 
 /// A pipeline's or an exporter's id as queues and cursors are named, unless the configuration says otherwise.
-fn name_on_disk(id: &str) -> String {
+pub fn name_on_disk(id: &str) -> String {
     id.replace('/', "-")
 }
 

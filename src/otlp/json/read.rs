@@ -114,9 +114,13 @@ impl<'de> Visitor<'de> for MessageSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut once = Once::default();
         while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match self.message.field_named(&name) {
                 Some(field) => {
+                    if self.rules.names == Names::Known {
+                        once.check(self.message, field).map_err(de::Error::custom)?;
+                    }
                     map.next_value_seed(FieldSeed { field, out: &mut *self.out, rules: self.rules })?;
                 }
                 None if self.rules.names == Names::Known => return Err(unknown(self.message, &name)),
@@ -126,6 +130,33 @@ impl<'de> Visitor<'de> for MessageSeed<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// What a text has so far of the fields that a message has once.
+#[derive(Default)]
+struct Once {
+    seen: Vec<u32>,
+    /// The member of the oneof.
+    chosen: Option<&'static str>,
+}
+
+impl Once {
+    /// Of two the last would hold, and the first would be gone.
+    fn check(&mut self, message: &Message, field: &'static Field) -> Result<(), String> {
+        if !field.repeated {
+            if self.seen.contains(&field.number) {
+                return Err(format!("`{}` is there twice in {}", field.json, message.name));
+            }
+            self.seen.push(field.number);
+        }
+        match self.chosen.filter(|_| field.oneof) {
+            Some(other) => Err(format!("{} has `{other}` or `{}`, not both", message.name, field.json)),
+            None => {
+                self.chosen = self.chosen.or(field.oneof.then_some(field.json));
+                Ok(())
+            }
+        }
     }
 }
 

@@ -99,6 +99,19 @@ fn a_slip_of_the_pen_is_an_error_with_its_name_and_place_for_who_edits_and_nothi
     let expected =
         "there is no field `startTimeUnixNanos` in Span (did you mean `startTimeUnixNano`?) at line 2 column 20";
     assert_eq!(error, expected);
+    for (text, expected) in [
+        (r#"{"name": "a", "flags": 1, "name": "b"}"#, "`name` is there twice in Span"),
+        (r#"{"traceId": "", "trace_id": ""}"#, "`traceId` is there twice in Span"),
+        (
+            r#"{"attributes": [{"key": "k", "value": {"intValue": 1, "stringValue": "1"}}]}"#,
+            "AnyValue has `intValue` or `stringValue`, not both",
+        ),
+    ] {
+        let text = format!(r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{text}]}}]}}]}}"#);
+        to_protobuf(Signal::Traces, text.as_bytes()).expect("the last holds");
+        let error = to_protobuf_strictly(Signal::Traces, text.as_bytes()).expect_err("refused").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
     let long = format!("{{\"{}\": 1}}", "\u{1b}x".repeat(100_000));
     let error = to_protobuf_strictly(Signal::Logs, long.as_bytes()).expect_err("refused").to_string();
     assert!(error.len() <= ERROR_BYTES_MAX && !error.contains('\u{1b}'), "{error}");
