@@ -120,7 +120,7 @@ pub fn entry(entry: &Entry) -> String {
     }
     line("parked", &format!("{}, after {} attempts", at(entry.parked_unix_ms), description.attempts));
     if let Some(edited) = description.edited_unix_ms {
-        line("edited", &format!("{}; what is above is of the payload before", at(edited)));
+        line("edited", &format!("{}; reason and message are of the payload before", at(edited)));
     }
     if let Some(note) = &entry.replay {
         line("replayed", &format!("{} times in vain, last {}: {}", note.replays, at(note.at_unix_ms), note.message));
