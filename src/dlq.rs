@@ -25,11 +25,12 @@ use crate::storage::dead_letters::{LetterError, NewLetter};
 use crate::storage::{DeadLetterLog, Durable, Log, unix_now_ns};
 
 pub use capture::{Capture, Captures};
-pub use description::{Description, Origin, Reason};
-pub use edit::{EditError, edit};
+pub use description::{Description, Origin, Reason, cut};
+pub use edit::{Edit, EditError, edit, unknown_fields};
 pub use given_up::{Records, SeenBefore};
 pub use listing::{
-    BASE64_KEY, Entry, Filter, Listed, Note, format_id, list, parse_id, payload_json, payload_protobuf, show,
+    BASE64_KEY, Entry, Filter, Listed, Note, PAGE_MAX, format_id, is_exporter, list, name_on_disk, parse_id,
+    payload_json, payload_protobuf, show,
 };
 pub use shelf::Shelf;
 use twins::Twins;

@@ -31,6 +31,9 @@ pub fn open(plan: &Plan, store: &Store, seen_before: &Arc<OnceLock<Arc<Dedup>>>)
         telemetry::dead_letters_damaged();
         tracing::error!(%damage, "dead letters are damaged and lost; others are kept");
     }
+    // There from the start, so that a rise is seen.
+    ["delivered", "failed"].into_iter().for_each(|outcome| telemetry::dead_letters_replayed(outcome, 0));
+    telemetry::dead_letters_purged(0);
     let status = shelf.parked().status();
     if status.letters > 0 {
         tracing::warn!(letters = status.letters, items = status.items, "dead letters wait; see `forebay dlq list`");
