@@ -78,11 +78,17 @@ impl Isolation {
                 && self.leased.takes_what_it_took(&self.envelope).await)
     }
 
+    /// The process is stopping: what was not taken waits for the next start.
+    pub(super) fn stay(mut self) {
+        self.is_quiet = true;
+        self.hold_rest(Why::stopping());
+    }
+
     /// Sets aside what was not taken.
     pub(super) fn hold_rest(self, why: Why) {
         if self.taken.iter().next().is_none() {
             let items = self.records.iter().map(|record| record.weight.items).sum();
-            return self.leased.hold(items, why);
+            return if self.is_quiet { self.leased.stay() } else { self.leased.hold(items, why) };
         }
         let untaken: BTreeSet<u64> = self.untaken().into_keys().collect();
         self.settle_except(Settled::by_delivery(), &untaken, why);
@@ -114,7 +120,7 @@ impl Isolation {
         }
         // Of records that are held the rest: it counts when those are settled.
         let settled = settled.rejected(rejected.into_values().sum::<u64>() + if held.is_empty() { before } else { 0 });
-        if held_items > 0 {
+        if held_items > 0 && !self.is_quiet {
             self.leased.log_held(held_items, &why.message);
         }
         let weights: Vec<(u64, Weight)> = self.records.iter().map(|record| (record.sequence, record.weight)).collect();

@@ -156,8 +156,8 @@ impl Leased {
     }
 
     /// The process is stopping: the batch stays in the queue for the next start. Not dropped, or it would be leased again.
-    fn stay(self) {
-        self.lease.hold(Why::of("the process was stopping".to_owned()));
+    pub(super) fn stay(self) {
+        self.lease.hold(Why::stopping());
     }
 
     /// Sends one request and counts what comes of it.

@@ -87,6 +87,8 @@ pub(super) struct Isolation {
     is_late: bool,
     /// A single item was refused and nothing was ever taken: the poison is less likely in the largest part left.
     looks_elsewhere: bool,
+    /// What is left waits for the next start, which is no news.
+    pub(super) is_quiet: bool,
     pub(super) began_at: Instant,
 }
 
@@ -122,6 +124,7 @@ impl Isolation {
             accepted_at: None,
             is_late: false,
             looks_elsewhere: false,
+            is_quiet: false,
             began_at: Instant::now(),
         }
     }
@@ -175,7 +178,7 @@ impl Isolation {
             }
             let part = Part { attempts: part.attempts + 1, ..part };
             match self.send(&part).await {
-                Sent::Ended => return self.hold_rest(Why::of("the process was stopping".to_owned())),
+                Sent::Ended => return self.stay(),
                 Sent::Taken { rejected_items } => {
                     self.was_taken(&part, rejected_items);
                     self.mark_sibling(&part);
@@ -188,7 +191,7 @@ impl Isolation {
         }
         match self.ask_again().await {
             true => self.conclude().await,
-            false => self.hold_rest(Why::of("the process was stopping".to_owned())),
+            false => self.stay(),
         }
     }
 

@@ -53,6 +53,10 @@ impl Why {
         Why { message, unproven_since: None }
     }
 
+    pub fn stopping() -> Why {
+        Why::of("the process was stopping".to_owned())
+    }
+
     pub fn unproven(message: String, since: Instant) -> Why {
         Why { message, unproven_since: Some(since) }
     }
