@@ -9,7 +9,7 @@ use crate::dlq::expiry::{self, Calendar};
 use crate::dlq::{self, DeadLetters, Description, OnFull, Parcel, Reason, SeenBefore, Shelf};
 use crate::otlp::{Encoding, Signal, compression, resource};
 use crate::queue::{Park, Undo, metadata};
-use crate::storage::{Record, Store};
+use crate::storage::{Record, Store, StoreError};
 use crate::telemetry;
 
 use super::Error;
@@ -24,9 +24,9 @@ const BEGINNING_BYTES_MAX: usize = 64 << 10;
 /// Opens it; what is damaged is said once, here.
 pub fn open(plan: &Plan, store: &Store, seen_before: &Arc<OnceLock<Arc<Dedup>>>) -> Result<Arc<DeadLetters>, Error> {
     let max_bytes = plan.dead_letters.max_size_bytes;
-    let (shelf, damage) = Shelf::open(store.disk(), store.dir(), max_bytes, Some(store.space())).map_err(|error| {
-        Error::Setup(format!("failed to open the dead letters in {}: {error}", store.dir().display()))
-    })?;
+    let open = || Shelf::open(store.disk(), store.dir(), max_bytes, Some(store.space()));
+    let (shelf, damage) =
+        store.with_room(|| open().map_err(StoreError::io("open the dead letters in", store.dir())))?;
     for damage in damage {
         telemetry::dead_letters_damaged();
         tracing::error!(%damage, "dead letters are damaged and lost; others are kept");

@@ -28,12 +28,14 @@ pub struct CatalogError {
     pub reason: String,
     /// The disk has no room.
     pub is_full: bool,
+    /// Another process has it open.
+    pub is_locked: bool,
 }
 
 impl CatalogError {
     pub fn io(operation: &'static str, cause: &std::io::Error) -> CatalogError {
         let full = [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded];
-        CatalogError { operation, reason: cause.to_string(), is_full: full.contains(&cause.kind()) }
+        CatalogError { operation, reason: cause.to_string(), is_full: full.contains(&cause.kind()), is_locked: false }
     }
 }
 

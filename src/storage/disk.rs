@@ -212,8 +212,12 @@ impl Disk for RealDisk {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        file.set_len(0)?;
-        file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
+        // Over what is there, which a full disk has room for. Without its pid the lock holds all the same.
+        let pid = format!("{}\n", std::process::id());
+        match file.write_all_at(pid.as_bytes(), 0) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => file.set_len(0)?,
+            written => written.and_then(|()| file.set_len(pid.len() as u64))?,
+        }
         Ok(Box::new(file))
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::StoreError;
 use crate::storage::disk::Disk;
 use crate::storage::space::Space;
 
@@ -11,7 +12,29 @@ use crate::storage::space::Space;
 const BYTES_MAX: u64 = 8 << 20;
 /// Of the cap, where that is small.
 const SHARE: u64 = 16;
+const NAME: &str = "ballast";
 const CHUNK_BYTES: usize = 64 << 10;
+
+/// What a start does before its ballast is open, and once more without the ballast where the disk has no room for it.
+pub(super) fn with_its_room<T>(
+    disk: &dyn Disk,
+    dir: &Path,
+    work: impl Fn() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let error = match work() {
+        Err(error) if error.is_full() => error,
+        done => return done,
+    };
+    let path = dir.join(NAME);
+    match disk.remove(&path) {
+        Ok(()) => {}
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(error.without_room(dir)),
+        Err(cause) => return Err(StoreError::io("release the ballast", &path)(cause)),
+    }
+    disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
+    tracing::warn!(%error, path = %path.display(), "the file system is full: the ballast's room is used");
+    work().map_err(|error| error.without_room(dir))
+}
 
 pub(super) struct Ballast {
     disk: Arc<dyn Disk>,
@@ -42,22 +65,23 @@ impl Ballast {
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.join("ballast")
+        self.dir.join(NAME)
     }
 
-    pub fn is_held(&self) -> bool {
-        self.is_held
+    pub fn is_missing(&self) -> bool {
+        !self.is_held && self.len > 0
     }
 
-    /// Gives its blocks to whoever needs them now.
-    pub fn release(&mut self) -> io::Result<()> {
-        if self.is_held {
-            self.disk.remove(&self.path())?;
-            self.is_held = false;
-            self.space.subtract(self.len);
-            self.disk.sync_dir(&self.dir)?;
+    /// Gives its blocks to whoever needs them now; whether there were any.
+    pub fn release(&mut self) -> io::Result<bool> {
+        if !self.is_held {
+            return Ok(false);
         }
-        Ok(())
+        self.disk.remove(&self.path())?;
+        self.is_held = false;
+        self.space.subtract(self.len);
+        self.disk.sync_dir(&self.dir)?;
+        Ok(true)
     }
 
     /// Takes its blocks again, if there is room for it and for what comes.

@@ -102,7 +102,7 @@ fn open_with_trouble(dir: &Path, trouble: Trouble) -> (Store, store::OpenReport,
         if opened.fetch_add(1, Ordering::SeqCst) < trouble.opens {
             assert!(path.is_dir());
             let reason = "sled did not answer within 30 s".to_owned();
-            return Err(CatalogError { operation: "open", reason, is_full: false });
+            return Err(CatalogError { operation: "open", reason, is_full: false, is_locked: false });
         }
         SledCatalog::open(path).map(|catalog| Box::new(catalog) as Box<dyn Catalog>)
     });
@@ -265,4 +265,60 @@ fn of_catalogues_set_aside_the_newest_two_are_kept() {
     aside.retain(|name| name.starts_with("catalog."));
     aside.sort();
     assert_eq!(aside, ["catalog.damaged.2", "catalog.damaged.3"]);
+}
+
+/// sled as it is on a full disk: it opens only with the ballast's room.
+fn opens_without(ballast: &Path) -> OpenCatalog {
+    let ballast = ballast.to_owned();
+    Box::new(move |path| match ballast.exists() {
+        true => Err(CatalogError::io("open", &std::io::ErrorKind::StorageFull.into())),
+        false => SledCatalog::open(path).map(|catalog| Box::new(catalog) as Box<dyn Catalog>),
+    })
+}
+
+/// Before, the start failed at once, and the ballast stayed where it was.
+#[test]
+fn a_start_on_a_full_disk_opens_the_catalogue_with_the_ballasts_room_and_takes_it_again_later() {
+    let dir = prepared();
+    let ballast = dir.path().join("ballast");
+    let len = std::fs::metadata(&ballast).expect("a ballast").len();
+    let seen = Arc::new(Seen::default());
+    let observer = Arc::clone(&seen) as Arc<dyn Observer>;
+    let (store, report) =
+        Store::open_with(Arc::new(RealDisk), dir.path(), &options(), observer, opens_without(&ballast), Drive::Threads)
+            .expect("opens with the ballast's room");
+    assert!(report.catalog_intact, "{:?}", report.notes);
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    assert_eq!(read_all(&log, 4), (4..10).collect::<Vec<u64>>());
+    assert!(seen.lost.lock().is_empty());
+    eventually("the ballast is there again", || std::fs::metadata(&ballast).is_ok_and(|found| found.len() == len));
+}
+
+#[test]
+fn a_start_without_any_room_says_what_to_do_and_changes_nothing() {
+    let dir = prepared();
+    std::fs::remove_file(dir.path().join("ballast")).expect("removed");
+    let full: OpenCatalog = Box::new(|_| Err(CatalogError::io("open", &std::io::ErrorKind::StorageFull.into())));
+    let observer = Arc::new(Seen::default());
+    let refused = Store::open_with(Arc::new(RealDisk), dir.path(), &options(), observer, full, Drive::Threads);
+    let error = refused.map(drop).expect_err("no room").to_string();
+    assert!(error.contains(&dir.path().display().to_string()) && error.contains("free a few MiB"), "{error}");
+    let (store, report, _) = open(dir.path());
+    assert!(report.catalog_intact, "{:?}", report.notes);
+    assert_eq!(read_all(&store.queue("traces", &[]).expect("queue"), 4), (4..10).collect::<Vec<u64>>());
+    assert!(!dir.path().join("catalog.damaged.0").exists());
+}
+
+/// Before, the second one took the catalogue of the first for damaged, put its own in its place and was ready.
+#[test]
+fn a_second_process_is_refused_also_when_the_lock_file_of_the_first_was_removed() {
+    let dir = prepared();
+    let (store, _, _) = open(dir.path());
+    std::fs::remove_file(dir.path().join("LOCK")).expect("removed");
+    let refused = open_on(Arc::new(RealDisk), dir.path(), &options()).map(drop).expect_err("in use");
+    assert!(matches!(refused, StoreError::InUse { .. }), "{refused}");
+    assert!(!dir.path().join("catalog.damaged.0").exists());
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    append_all(&log, 10..12);
+    assert_eq!(read_all(&log, 4), (4..12).collect::<Vec<u64>>());
 }

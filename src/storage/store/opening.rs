@@ -1,0 +1,85 @@
+//! The first steps of a start: the directory, its lock, and what has to be there before a queue is opened.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+
+use super::format::{self, Format};
+use super::keeper::open_or_rebuild;
+use super::{OpenCatalog, StoreError};
+use crate::storage::catalog::{Catalog, Row};
+use crate::storage::disk::{DirEntry, Disk};
+use crate::storage::witness::{Account, Witness};
+
+const CANNOT_SYNC: [io::ErrorKind; 4] = [
+    io::ErrorKind::PermissionDenied,
+    io::ErrorKind::ReadOnlyFilesystem,
+    io::ErrorKind::InvalidInput,
+    io::ErrorKind::Unsupported,
+];
+
+/// What the queues stand on. Laying it twice is as good as once.
+pub(super) struct Ground {
+    pub witness: Witness,
+    pub account: Option<Account>,
+    pub catalog: Box<dyn Catalog>,
+    pub rows: Vec<Row>,
+    /// What there is to tell about the catalogue.
+    pub note: Option<String>,
+    /// Of the directory of queues.
+    pub entries: Vec<DirEntry>,
+}
+
+impl Ground {
+    /// `found`: what the `FORMAT` file was found to be.
+    pub fn lay(disk: &dyn Disk, dir: &Path, found: Format, open_catalog: &OpenCatalog) -> Result<Ground, StoreError> {
+        format::write(disk, dir, found)?;
+        let (witness, account) = Witness::open(disk, dir).map_err(StoreError::io("open", &dir.join("witness")))?;
+        let (catalog, rows, note) = open_or_rebuild(disk, dir, open_catalog)?;
+        let queues_dir = dir.join("queues");
+        disk.create_dir(&queues_dir).map_err(StoreError::io("create", &queues_dir))?;
+        disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
+        let entries = disk.list(&queues_dir).map_err(StoreError::io("list", &queues_dir))?;
+        Ok(Ground { witness, account, catalog, rows, note, entries })
+    }
+}
+
+pub(super) fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+    let mut missing = Vec::new();
+    // One that is there may have been made by a process that died before it synced it.
+    let mut unsure = dir.parent().into_iter().collect::<Vec<_>>();
+    for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        match disk.list(ancestor) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
+            Err(error) if ancestor == dir => return Err(StoreError::io("read", ancestor)(error)),
+            _ => break,
+        }
+    }
+    for path in missing.into_iter().rev() {
+        disk.create_dir(path).map_err(StoreError::io("create the data directory", path))?;
+        unsure.extend(path.parent());
+    }
+    for parent in unsure.into_iter().filter(|parent| !parent.as_os_str().is_empty()) {
+        match disk.sync_dir(parent) {
+            // What is above a mount point may not be ours to open, nor able to sync.
+            Err(error) if CANNOT_SYNC.contains(&error.kind()) => {}
+            synced => synced.map_err(StoreError::io("sync", parent))?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes the data directory for this process, until the guard is dropped.
+pub fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Debug + Send + Sync>, StoreError> {
+    let path = dir.join("LOCK");
+    disk.lock(&path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::WouldBlock => StoreError::InUse { path: dir.to_owned(), pid: read_text(disk, &path) },
+        _ => StoreError::Io { operation: "lock", path: path.clone(), cause },
+    })
+}
+
+fn read_text(disk: &dyn Disk, path: &Path) -> String {
+    let mut bytes = vec![0; 256];
+    let read = disk.open(path).and_then(|file| file.read_at(&mut bytes, 0)).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..read]).trim().to_owned()
+}
