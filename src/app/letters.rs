@@ -9,6 +9,7 @@ use crate::dlq::expiry::{self, Calendar};
 use crate::dlq::{self, DeadLetters, Description, OnFull, Parcel, Reason, SeenBefore, Shelf};
 use crate::otlp::{Encoding, Signal, compression, resource};
 use crate::queue::{Park, Undo, metadata};
+use crate::storage::dead_letters::Damage;
 use crate::storage::{Record, Store, StoreError};
 use crate::telemetry;
 
@@ -27,9 +28,12 @@ pub fn open(plan: &Plan, store: &Store, seen_before: &Arc<OnceLock<Arc<Dedup>>>)
     let open = || Shelf::open(store.disk(), store.dir(), max_bytes, Some(store.space()));
     let (shelf, damage) =
         store.with_room(|| open().map_err(StoreError::io("open the dead letters in", store.dir())))?;
+    telemetry::dead_letters_damaged(damage.iter().map(Damage::letters_at_least).sum());
     for damage in damage {
-        telemetry::dead_letters_damaged();
-        tracing::error!(%damage, "dead letters are damaged and lost; others are kept");
+        match damage.letters {
+            Some(0) => tracing::warn!(%damage, "dead letters are damaged, and none is lost"),
+            letters => tracing::error!(letters, %damage, "dead letters are damaged and lost; others are kept"),
+        }
     }
     let status = shelf.parked().status();
     if status.letters > 0 {

@@ -276,7 +276,7 @@ fn read_segment(
 
 /// Writes a stretch of a file over itself, to be synced. What a dead process left in the page cache may be clean there
 /// and missing on the disk: a sync that failed leaves it so, and no later sync would write it.
-fn rewrite(file: &dyn DiskFile, stretch: Range<u64>) -> io::Result<()> {
+pub(super) fn rewrite(file: &dyn DiskFile, stretch: Range<u64>) -> io::Result<()> {
     let mut at = stretch.start;
     let mut chunk = vec![0; (stretch.end - stretch.start).min(REWRITE_CHUNK_BYTES) as usize];
     while at < stretch.end {
