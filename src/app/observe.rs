@@ -160,6 +160,9 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
         for path in &found.quarantined {
             tracing::error!(%queue, path = %path.display(), "a segment file was set aside: nothing in it can be read");
         }
+        for path in &found.strangers {
+            tracing::warn!(%queue, path = %path.display(), "no segment can have that name: the file is left alone; remove it");
+        }
         for cursor in &found.cursors_beyond_end {
             tracing::warn!(%queue, exporter = %cursor, "the cursor stood beyond the end of the queue; new records get higher numbers");
         }

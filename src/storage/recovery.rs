@@ -37,6 +37,8 @@ pub struct QueueReport {
     pub lost: Vec<Lost>,
     /// Files set aside because nothing in them could be made sense of.
     pub quarantined: Vec<PathBuf>,
+    /// Files with the name of no segment that there can be; they are left alone.
+    pub strangers: Vec<PathBuf>,
     /// Cursors that stood beyond the end of the log.
     pub cursors_beyond_end: Vec<String>,
 }
@@ -70,8 +72,10 @@ pub(super) fn recover(
         *ledger = ledger.later(row.ledger());
     }
     let witness_row = account.and_then(|account| account.row.clone()).unwrap_or_default();
-    let mut next_segment_id = known.row.next_segment_id.max(witness_row.next_segment_id);
     let rows = [&known.row, &witness_row];
+    let behind = |id: u64| segment::id_behind(id).unwrap_or(0);
+    let mut next_segment_id =
+        rows.iter().map(|row| row.next_segment_id.checked_sub(1).map_or(0, behind)).fold(0, u64::max);
     let recorded_end = rows.iter().map(|row| row.durable_end).max().unwrap_or(0);
     let mut next_sequence = rows.iter().map(|row| row.next_sequence).fold(recorded_end, u64::max);
 
@@ -82,14 +86,18 @@ pub(super) fn recover(
     for entry in entries.iter().filter(|entry| !entry.is_dir) {
         let path = dir.join(&entry.name);
         if let Some(name_id) = segment::parse_file_name(&entry.name) {
-            next_segment_id = next_segment_id.max(name_id + 1);
+            next_segment_id = next_segment_id.max(behind(name_id));
             if let Some(file) = open_segment(disk, &path, name_id, known.segments.get(&name_id), &mut report)? {
-                next_segment_id = next_segment_id.max(file.identity.id + 1);
+                next_segment_id = next_segment_id.max(behind(file.identity.id));
                 next_sequence = next_sequence.max(file.identity.sequence_floor);
                 opened.insert(name_id, file);
             }
         } else if entry.name.starts_with("new.") || entry.name.starts_with("spare.") {
             disk.remove(&path).map_err(StoreError::io("remove", &path))?;
+        } else if let Some(aside) = segment::parse_aside_name(&entry.name) {
+            next_segment_id = next_segment_id.max(behind(aside));
+        } else if entry.name.ends_with(".seg") {
+            report.strangers.push(path);
         }
     }
 
@@ -296,10 +304,7 @@ pub(super) fn rewrite(file: &dyn DiskFile, stretch: Range<u64>) -> io::Result<()
 }
 
 fn quarantine(disk: &Arc<dyn Disk>, path: &Path, report: &mut QueueReport) -> Result<(), StoreError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".damaged");
-    let target = PathBuf::from(name);
-    disk.rename(path, &target).map_err(StoreError::io("set aside", path))?;
+    let target = segment::set_aside(disk.as_ref(), path).map_err(StoreError::io("set aside", path))?;
     report.quarantined.push(target);
     Ok(())
 }

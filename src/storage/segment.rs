@@ -108,10 +108,23 @@ pub fn file_name(id: u64) -> String {
 /// So many segments there never are: a file of a greater id is none of ours, and no id may come near the end of numbers.
 pub const ID_MAX: u64 = u64::MAX / 2;
 
+/// New ids follow those that are found, but none that is greater: damage and strangers must not use ids up.
+const ID_FOLLOWED_MAX: u64 = ID_MAX - (1 << 32);
+
+/// The id that may be given out where this one was found.
+pub fn id_behind(found: u64) -> Option<u64> {
+    (found <= ID_FOLLOWED_MAX).then_some(found + 1)
+}
+
 pub fn parse_file_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg")?;
     let id = (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten();
     id.filter(|id| *id <= ID_MAX)
+}
+
+/// Of a segment that was set aside.
+pub fn parse_aside_name(name: &str) -> Option<u64> {
+    name.find(".damaged").and_then(|end| parse_file_name(&name[..end]))
 }
 
 /// Names that one file's copies may take when they are set aside.

@@ -69,9 +69,7 @@ struct Contents {
 /// The id in a file's name, whatever stands around it: of a segment, one that was set aside, or one that was begun.
 fn id_in(name: &str) -> Option<u64> {
     let name = name.strip_prefix(TEMPORARY_PREFIX).unwrap_or(name);
-    let id = name.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    // So many were never given out.
-    id.filter(|id| *id <= segment::ID_MAX)
+    name.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok())
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> io::Error {
@@ -107,7 +105,7 @@ pub(super) fn look(disk: &dyn Disk, dir: &Path) -> io::Result<Look> {
     let mut look = Look { next_id: 1, ..Look::default() };
     let mut ids = Vec::new();
     for entry in disk.list(dir).map_err(at(dir))? {
-        look.next_id = look.next_id.max(id_in(&entry.name).map_or(1, |id| id + 1));
+        look.next_id = look.next_id.max(id_in(&entry.name).and_then(segment::id_behind).unwrap_or(1));
         ids.extend(segment::parse_file_name(&entry.name).filter(|_| !entry.is_dir));
     }
     match &seals {
@@ -122,7 +120,7 @@ pub(super) fn look(disk: &dyn Disk, dir: &Path) -> io::Result<Look> {
         ),
     }
     look.seals = seals.into_rows();
-    look.next_id = look.next_id.max(look.seals.keys().map(|id| id + 1).max().unwrap_or(0).min(segment::ID_MAX));
+    look.next_id = look.seals.keys().filter_map(|id| segment::id_behind(*id)).fold(look.next_id, u64::max);
     ids.sort_unstable();
     let newest = ids.last().copied();
     let mut losses = Vec::new();
