@@ -195,6 +195,11 @@ async fn a_full_disk_refuses_before_the_first_failed_write_drains_and_recovers_w
     assert!(failure.retry_after.is_some_and(|after| after >= Duration::from_secs(1)), "{failure:?}");
     let failures = bench.storage_failures(&client).await;
     assert!(failures.is_empty(), "refused before a write failed: {failures:?}\n{}", bench.log());
+    let page = client.get(format!("http://127.0.0.1:{}/metrics", bench.metrics_port)).send().await.expect("answered");
+    let page = page.text().await.expect("a body");
+    assert!(page.lines().any(|line| line == "forebay_storage_time_to_full_seconds 0"), "{page}");
+    assert!(page.contains("forebay_storage_damaged_records{queue=\"traces\"} 0"), "{page}");
+    assert!(bench.log().contains("more than the file system can ever hold"), "{}", bench.log());
     let free_at_watermark = bench.available_bytes();
     assert!(free_at_watermark >= DISK_MIB * 15 / 100 * 1_000_000, "{free_at_watermark} bytes are left to others");
 

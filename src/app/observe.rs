@@ -12,11 +12,14 @@ use crate::pipeline::{Destination, Meter};
 use crate::queue::{Budget, Subscription};
 use crate::storage::log::{Lost, Observer};
 use crate::storage::store::OpenReport;
-use crate::storage::{Store, Weight};
+use crate::storage::{Space, Store, Weight};
 use crate::telemetry::{self, ExporterMetrics};
 
 /// Room that `/readyz?capacity=1` asks for.
-const CAPACITY_PROBE_BYTES: u64 = 64 << 10;
+pub const CAPACITY_PROBE_BYTES: u64 = 64 << 10;
+
+/// Two in use by one queue, and one for what waits.
+const SEGMENTS_LEAST: u64 = 3;
 
 /// Storage's outcomes as counters and log lines; what is gone or given up is no longer seen before.
 #[derive(Default)]
@@ -137,6 +140,7 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
         data_dir = %data_dir.display(), generation = report.generation, queues = report.queues.len(),
         capacity_bytes = space.max_bytes(), segment_bytes = store.segment_bytes(), "data directory opened"
     );
+    warn_of_small_volume(data_dir, space, store.segment_bytes());
     match volume_kind(space.kind()) {
         None => {}
         Some(kind) => tracing::warn!(
@@ -166,6 +170,24 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
         for cursor in &found.cursors_beyond_end {
             tracing::warn!(%queue, exporter = %cursor, "the cursor stood beyond the end of the queue; new records get higher numbers");
         }
+    }
+}
+
+/// A cap that cannot be reached is no bound: the file system refuses first, and may refuse everything.
+fn warn_of_small_volume(data_dir: &Path, space: &Space, segment_bytes: u64) {
+    let (max_size_bytes, usable_bytes, floor_bytes) = (space.max_bytes(), space.reachable_bytes(), space.floor_bytes());
+    if usable_bytes < SEGMENTS_LEAST * segment_bytes {
+        tracing::warn!(
+            data_dir = %data_dir.display(), usable_bytes, segment_bytes, floor_bytes,
+            "the file system of the data directory, or forebay.queue.max_size, is so small that little or nothing can be taken in: \
+             give it more"
+        );
+    } else if usable_bytes < max_size_bytes {
+        tracing::warn!(
+            data_dir = %data_dir.display(), max_size_bytes, usable_bytes, floor_bytes,
+            "forebay.queue.max_size is more than the file system can ever hold, of which {floor_bytes} bytes must stay free: \
+             intake is refused at {usable_bytes} bytes or before; set it lower, or use a larger volume"
+        );
     }
 }
 

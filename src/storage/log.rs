@@ -177,6 +177,18 @@ pub(super) struct Inner {
     stopping: AtomicBool,
 }
 
+impl Inner {
+    /// What has to be allocated before all that is pending has room, the last of it a record of `bytes`.
+    fn allocation(&self, pending_bytes: u64, bytes: u64) -> Option<u64> {
+        let beyond = pending_bytes.saturating_sub(self.room_bytes.load(Ordering::Acquire));
+        let usable = self.shared.segment_bytes - RECORDS_START;
+        (beyond > 0).then(|| match bytes > usable {
+            true => beyond + RECORDS_START,
+            false => beyond.div_ceil(usable) * self.shared.segment_bytes,
+        })
+    }
+}
+
 /// A queue's log. Cheap to share; closed by [`Log::close`].
 pub struct Log {
     inner: Arc<Inner>,
@@ -277,14 +289,7 @@ impl Log {
             weight,
             tallies: Vec::new(),
         })?;
-        let beyond = pending_bytes.saturating_sub(inner.room_bytes.load(Ordering::Acquire));
-        if beyond > 0 {
-            let usable = inner.shared.segment_bytes - RECORDS_START;
-            let allocation = if bytes > usable {
-                beyond + RECORDS_START
-            } else {
-                beyond.div_ceil(usable) * inner.shared.segment_bytes
-            };
+        if let Some(allocation) = inner.allocation(pending_bytes, bytes) {
             let checked = inner.shared.space.check(allocation, || holder::name(inner));
             checked.inspect_err(|_| {
                 inner.shared.space.want(allocation);
@@ -292,6 +297,13 @@ impl Log {
             })?;
         }
         Ok(reservation)
+    }
+
+    /// Whether a record of so many bytes would be refused for want of space. Nobody is asked to make room for it.
+    pub fn is_full_for(&self, bytes: u64) -> bool {
+        let pending_bytes = self.inner.pending_bytes.load(Ordering::Acquire) + bytes;
+        let allocation = self.inner.allocation(pending_bytes, bytes);
+        allocation.is_some_and(|bytes| self.inner.shared.space.check(bytes, String::new).is_err())
     }
 
     /// Hands the record to the writer. The answer comes when its bytes are synced, or with the reason why not.

@@ -43,7 +43,7 @@ const QUEUES_MAX: usize = 64;
 pub struct Options {
     /// Cap on allocated bytes, without dead letters; None: ten GiB, or half of what is free or ours already.
     pub max_size_bytes: Option<u64>,
-    /// None: a sixteenth of the cap, between 4 and 64 MiB.
+    /// None: [`Space::segment_bytes`].
     pub segment_bytes: Option<u64>,
     /// Recent records kept in memory, over all queues.
     pub tail_bytes_max: u64,
@@ -149,8 +149,7 @@ impl Store {
 
         let space = Space::new(Arc::clone(&disk), dir.to_owned(), options.max_size_bytes)
             .map_err(StoreError::io("measure the file system of", dir))?;
-        let segment_bytes =
-            options.segment_bytes.unwrap_or_else(|| (space.max_bytes() / 16).clamp(4 << 20, 64 << 20) / 4096 * 4096);
+        let segment_bytes = options.segment_bytes.unwrap_or_else(|| space.segment_bytes());
         let shared = Shared {
             disk: Arc::clone(&disk),
             space: Arc::new(space),

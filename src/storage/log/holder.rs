@@ -46,8 +46,11 @@ fn hold(log: &Inner) -> Option<Hold> {
     holds.max_by_key(|hold| (!hold.gives_way, hold.bytes))
 }
 
-/// `, held by …`, for a message.
+/// `, held by …`, for a message, or that nobody holds what there never was.
 pub(super) fn name(log: &Inner) -> String {
+    if log.shared.segment_bytes > log.shared.space.reachable_bytes() {
+        return ", and never will: it takes a higher forebay.queue.max_size, or a larger file system".to_owned();
+    }
     let peers = log.shared.peers.all();
     match peers.iter().filter_map(|peer| hold(peer)).max_by_key(|hold| (!hold.gives_way, hold.bytes)) {
         Some(Hold { exporter, queue, records_behind, .. }) => {

@@ -10,7 +10,7 @@ use crate::storage::space::Space;
 
 /// sled grows by segments of half a MiB, and wants some more to start.
 const BYTES_MAX: u64 = 8 << 20;
-/// Of the cap, where that is small.
+/// Of what the queues may take, where that is small.
 const SHARE: u64 = 16;
 const NAME: &str = "ballast";
 const CHUNK_BYTES: usize = 64 << 10;
@@ -47,7 +47,7 @@ pub(super) struct Ballast {
 impl Ballast {
     /// Takes what a former life left, or makes it if there is room. That there is none is no failure.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, space: Arc<Space>) -> io::Result<Ballast> {
-        let len = (space.max_bytes() / SHARE).min(BYTES_MAX) / 4096 * 4096;
+        let len = (space.reachable_bytes() / SHARE).min(BYTES_MAX) / 4096 * 4096;
         let mut ballast = Ballast { disk, space, dir: dir.to_owned(), len, is_held: false };
         match ballast.disk.open(&ballast.path()).and_then(|file| file.size()) {
             Ok(found) if found == len => {
