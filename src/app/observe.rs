@@ -49,6 +49,14 @@ impl Observer for StorageObserver {
         }
         let records = lost.sequences.end.saturating_sub(lost.sequences.start);
         telemetry::storage_damaged(queue, records, lost.bytes);
+        if records == 0 {
+            // An unused segment, as a rule: of what is known to have been acknowledged nothing is missing.
+            tracing::warn!(
+                queue, segment = format!("{:016x}", lost.segment_id), bytes = lost.bytes, reason = %lost.reason,
+                "a segment is damaged; no record is known to be lost with it"
+            );
+            return;
+        }
         tracing::error!(
             queue, segment = format!("{:016x}", lost.segment_id), offset = lost.offset, bytes = lost.bytes,
             records, reason = %lost.reason, "durable records are damaged and lost; later ones go on"
@@ -151,6 +159,15 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
     if report.format_was_damaged {
         tracing::error!(data_dir = %data_dir.display(), "the FORMAT file was damaged; the segments are of this format, and it was written anew");
     }
+    if report.witness_lost {
+        tracing::warn!(
+            path = %data_dir.join("witness").display(),
+            "the witness was missing or damaged and is written anew; what it alone knew may be sent twice"
+        );
+    }
+    for path in &report.strangers {
+        tracing::warn!(path = %path.display(), "no queue has that name or lies there: the directory is left alone");
+    }
     for note in &report.notes {
         tracing::warn!(%note, "the catalogue was rebuilt from the segments; nothing is lost, some data may be sent twice");
     }
@@ -162,10 +179,11 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
             );
         }
         for path in &found.quarantined {
-            tracing::error!(%queue, path = %path.display(), "a segment file was set aside: nothing in it can be read");
+            // What is lost with it is an error of its own.
+            tracing::warn!(%queue, path = %path.display(), "a segment file was set aside: it holds nothing of its segment that can be read");
         }
         for path in &found.strangers {
-            tracing::warn!(%queue, path = %path.display(), "no segment can have that name: the file is left alone; remove it");
+            tracing::warn!(%queue, path = %path.display(), "it is no segment, and is left alone; remove it");
         }
         for cursor in &found.cursors_beyond_end {
             tracing::warn!(%queue, exporter = %cursor, "the cursor stood beyond the end of the queue; new records get higher numbers");

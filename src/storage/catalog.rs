@@ -205,6 +205,11 @@ pub fn decode_name(name: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// The queue whose directory has that name; None where no queue's can.
+pub fn queue_of_dir(name: &str) -> Option<String> {
+    decode_name(name).filter(|queue| encode_name(queue) == name)
+}
+
 pub fn queue_key(queue: &str) -> Vec<u8> {
     format!("q/{}", encode_name(queue)).into_bytes()
 }

@@ -7,7 +7,7 @@ mod keeper;
 mod mend;
 mod opening;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::catalog::{self, Catalog, CatalogError, Contents, MetaRow, QueueContents, SledCatalog};
 use super::cursor::StartAt;
-use super::disk::Disk;
+use super::disk::{DirEntry, Disk};
 use super::log::{Drive, Log, Observer, Pool, Shared, Signal};
 use super::recovery::{self, QueueReport};
 use super::salvage::Salvaged;
@@ -79,6 +79,10 @@ pub struct OpenReport {
     pub notes: Vec<String>,
     /// The `FORMAT` file was damaged, and written anew.
     pub format_was_damaged: bool,
+    /// The catalogue tells of checkpoints, and there was no valid witness of them.
+    pub witness_lost: bool,
+    /// Directories among those of the queues that are none.
+    pub strangers: Vec<PathBuf>,
     pub generation: u64,
     /// Segments that the disk could not read as a whole, and a repair copied.
     pub salvaged: Vec<Salvaged>,
@@ -138,7 +142,9 @@ impl Store {
         let witnessed = account.as_ref().map(Account::meta).unwrap_or_default();
         let behind =
             (contents.meta.generation, contents.meta.checkpoint) < (witnessed.generation, witnessed.checkpoint);
-        let never_written = contents.meta.generation == 0 && !entries.is_empty();
+        let is_queue = |entry: &DirEntry| entry.is_dir && catalog::queue_of_dir(&entry.name).is_some();
+        let never_written = contents.meta.generation == 0 && entries.iter().any(is_queue);
+        report.witness_lost = account.is_none() && contents.meta.checkpoint > 0;
         report.catalog_intact = errors.is_empty() && !behind && !never_written && report.notes.is_empty();
         if behind {
             report.notes.push(format!(
@@ -167,7 +173,8 @@ impl Store {
         let generation = contents.meta.generation.max(witnessed.generation) + 1;
         report.generation = generation;
         let space = Arc::clone(&shared.space);
-        let ballast = Ballast::open(Arc::clone(&disk), dir, space).map_err(StoreError::io("set aside room in", dir))?;
+        let ballast =
+            Ballast::open(Arc::clone(&disk), dir, space).map_err(StoreError::io("open", &ballast::path(dir)))?;
         let keeper = Keeper {
             disk: Arc::clone(&disk),
             dir: dir.to_owned(),
@@ -195,10 +202,11 @@ impl Store {
             _lock: lock,
         };
         // A queue that the catalogue or the witness knows counts even when its directory is gone.
-        let mut names: std::collections::BTreeSet<String> =
-            entries.iter().filter(|entry| entry.is_dir).filter_map(|entry| catalog::decode_name(&entry.name)).collect();
-        names.extend(contents.queues.keys().cloned());
+        let mut names: BTreeSet<String> = contents.queues.keys().cloned().collect();
         names.extend(account.iter().flat_map(|account| account.queues.keys().cloned()));
+        let (found, strangers) = opening::queues(store.disk.as_ref(), dir, &entries, &names)?;
+        names.extend(found);
+        report.strangers = strangers;
         let nothing = QueueContents::default();
         // A catalogue behind the witness may know segments under states that are no longer true; only its cursors count.
         let cursors_only: BTreeMap<String, QueueContents> = contents

@@ -115,7 +115,7 @@ pub(super) fn survey_on(disk: &Arc<dyn Disk>, dir: &Path, depth: Depth) -> Resul
     match disk.list(&queues_dir) {
         Ok(found) => {
             let queues = found.iter().filter(|entry| entry.is_dir);
-            names.extend(queues.filter_map(|entry| Some((catalog::decode_name(&entry.name)?, entry.name.clone()))));
+            names.extend(queues.filter_map(|entry| Some((catalog::queue_of_dir(&entry.name)?, entry.name.clone()))));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(StoreError::io("list", &queues_dir)(error)),

@@ -106,7 +106,12 @@ pub(super) fn look(disk: &dyn Disk, dir: &Path) -> io::Result<Look> {
     let mut ids = Vec::new();
     for entry in disk.list(dir).map_err(at(dir))? {
         look.next_id = look.next_id.max(id_in(&entry.name).and_then(segment::id_behind).unwrap_or(1));
-        ids.extend(segment::parse_file_name(&entry.name).filter(|_| !entry.is_dir));
+        if !entry.is_dir {
+            ids.extend(segment::parse_file_name(&entry.name));
+        } else if entry.name.ends_with(".seg") {
+            let path = dir.join(&entry.name);
+            tracing::warn!(path = %path.display(), "a directory in the place of a dead-letter segment is left alone");
+        }
     }
     match &seals {
         Seals::Known(_) => {}

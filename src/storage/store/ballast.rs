@@ -25,7 +25,7 @@ pub(super) fn with_its_room<T>(
         Err(error) if error.is_full() => error,
         done => return done,
     };
-    let path = dir.join(NAME);
+    let path = path(dir);
     match disk.remove(&path) {
         Ok(()) => {}
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(error.without_room(dir)),
@@ -34,6 +34,10 @@ pub(super) fn with_its_room<T>(
     disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
     tracing::warn!(%error, path = %path.display(), "the file system is full: the ballast's room is used");
     work().map_err(|error| error.without_room(dir))
+}
+
+pub(super) fn path(dir: &Path) -> PathBuf {
+    dir.join(NAME)
 }
 
 pub(super) struct Ballast {
@@ -65,7 +69,7 @@ impl Ballast {
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.join(NAME)
+        path(&self.dir)
     }
 
     pub fn is_missing(&self) -> bool {

@@ -1,13 +1,14 @@
 //! The first steps of a start: the directory, its lock, and what has to be there before a queue is opened.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::format::{self, Format};
 use super::keeper::open_or_rebuild;
 use super::{OpenCatalog, StoreError};
-use crate::storage::catalog::{Catalog, Row};
+use crate::storage::catalog::{self, Catalog, Row};
 use crate::storage::disk::{DirEntry, Disk};
 use crate::storage::witness::{Account, Witness};
 
@@ -42,6 +43,30 @@ impl Ground {
         let entries = disk.list(&queues_dir).map_err(StoreError::io("list", &queues_dir))?;
         Ok(Ground { witness, account, catalog, rows, note, entries })
     }
+}
+
+/// Which of the entries are queues, and which are directories of somebody else's: those whose names no queue has, and those
+/// with something in them and no segment, of which nobody `known` tells.
+pub(super) fn queues(
+    disk: &dyn Disk,
+    dir: &Path,
+    entries: &[DirEntry],
+    known: &BTreeSet<String>,
+) -> Result<(Vec<String>, Vec<PathBuf>), StoreError> {
+    let (mut queues, mut strangers) = (Vec::new(), Vec::new());
+    for entry in entries.iter().filter(|entry| entry.is_dir) {
+        let path = dir.join("queues").join(&entry.name);
+        let Some(queue) = catalog::queue_of_dir(&entry.name) else {
+            strangers.push(path);
+            continue;
+        };
+        let is_queue = known.contains(&queue) || {
+            let files = disk.list(&path).map_err(StoreError::io("list", &path))?;
+            files.is_empty() || files.iter().any(|file| file.name.contains(".seg") || file.name.starts_with("new."))
+        };
+        if is_queue { queues.push(queue) } else { strangers.push(path) }
+    }
+    Ok((queues, strangers))
 }
 
 pub(super) fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
