@@ -17,6 +17,7 @@ mod located;
 mod recover;
 mod seals;
 mod segments;
+mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub use index::Row;
 pub use located::Located;
 pub use recover::Opened;
 use segments::{Active, Entry, Room};
+pub use verify::{Verified, verify};
 
 /// Letters that one log may hold; each takes about a hundred bytes of memory.
 pub const LETTERS_MAX: usize = 1_000_000;

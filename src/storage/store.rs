@@ -4,7 +4,7 @@ mod ballast;
 mod error;
 pub mod format;
 mod keeper;
-mod mend;
+pub(super) mod mend;
 mod opening;
 
 use std::collections::{BTreeMap, BTreeSet};

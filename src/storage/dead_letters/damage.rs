@@ -8,7 +8,7 @@ use super::seals::SealRow;
 /// Damage to one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    what: String,
+    pub(super) what: String,
     /// Letters that are lost, at the most; None where nothing tells how many.
     pub letters: Option<u64>,
 }

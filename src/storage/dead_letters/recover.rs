@@ -104,7 +104,11 @@ pub(super) fn look(disk: &dyn Disk, dir: &Path) -> io::Result<Look> {
     let seals = seals::read(disk, dir).map_err(at(&seals::path(dir)))?;
     let mut look = Look { next_id: 1, ..Look::default() };
     let mut ids = Vec::new();
-    for entry in disk.list(dir).map_err(at(dir))? {
+    let entries = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        listed => listed.map_err(at(dir))?,
+    };
+    for entry in entries {
         look.next_id = look.next_id.max(id_in(&entry.name).and_then(segment::id_behind).unwrap_or(1));
         if !entry.is_dir {
             ids.extend(segment::parse_file_name(&entry.name));

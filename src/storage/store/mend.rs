@@ -35,7 +35,8 @@ impl Catalog for Distrusted {
     }
 }
 
-fn dead_letter_dirs(dir: &Path) -> Vec<PathBuf> {
+/// The dead letters, and the ring of what was malformed.
+pub(in crate::storage) fn dead_letter_dirs(dir: &Path) -> Vec<PathBuf> {
     vec![dir.join("dlq"), dir.join("dlq/invalid")]
 }
 
