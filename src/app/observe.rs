@@ -169,7 +169,7 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
         tracing::warn!(path = %path.display(), "no queue has that name or lies there: the directory is left alone");
     }
     for note in &report.notes {
-        tracing::warn!(%note, "the catalogue was rebuilt from the segments; nothing is lost, some data may be sent twice");
+        tracing::warn!(%note, "the segments and the witness stand in for the catalogue; nothing is lost, some data may be sent twice");
     }
     for (queue, found) in &report.queues {
         if found.records > 0 || found.torn_tail_bytes > 0 {

@@ -29,7 +29,7 @@ use super::witness::{Account, QueueAccount};
 use ballast::Ballast;
 pub use error::StoreError;
 use format::Format;
-use keeper::{CATALOG_RETRY, Keeper};
+use keeper::{CATALOG_RETRY, CatalogFailure, Keeper};
 pub use opening::lock;
 use opening::{Ground, create_dirs};
 
@@ -131,8 +131,9 @@ impl Store {
         let lock = lock(disk.as_ref(), dir)?;
         // Again, now that nobody else may be writing it.
         let found = format::check(disk.as_ref(), dir)?;
-        let ground =
-            ballast::with_its_room(disk.as_ref(), dir, || Ground::lay(disk.as_ref(), dir, found, &open_catalog))?;
+        let ground = ballast::with_its_room(disk.as_ref(), dir, |is_full| {
+            Ground::lay(disk.as_ref(), dir, found, &open_catalog, is_full)
+        })?;
         let Ground { witness, account, catalog, rows, note, entries } = ground;
 
         let mut report = OpenReport { format_was_damaged: found == Format::Damaged, ..OpenReport::default() };
@@ -146,7 +147,8 @@ impl Store {
         let never_written = contents.meta.generation == 0 && entries.iter().any(is_queue);
         report.witness_lost = account.is_none() && contents.meta.checkpoint > 0;
         report.catalog_intact = errors.is_empty() && !behind && !never_written && report.notes.is_empty();
-        if behind {
+        // One that was not opened was told of.
+        if behind && catalog.is_some() {
             report.notes.push(format!(
                 "the catalogue is older than the witness (checkpoint {} against {}): segments are scanned",
                 contents.meta.checkpoint, witnessed.checkpoint
@@ -179,8 +181,8 @@ impl Store {
             disk: Arc::clone(&disk),
             dir: dir.to_owned(),
             open_catalog,
-            catalog: Some(catalog),
-            catalog_failed: None,
+            catalog_failed: catalog.is_none().then(CatalogFailure::for_want_of_room),
+            catalog,
             catalog_bytes_max: options.catalog_bytes_max,
             catalog_retry: options.catalog_retry,
             compacted_bytes: 0,

@@ -15,25 +15,31 @@ const SHARE: u64 = 16;
 const NAME: &str = "ballast";
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// What a start does before its ballast is open, and once more without the ballast where the disk has no room for it.
+/// What a start does before its ballast is open, and once more without the ballast where the disk has no room for it. The last
+/// try of all, which `work` is told of, must do without that room too.
 pub(super) fn with_its_room<T>(
     disk: &dyn Disk,
     dir: &Path,
-    work: impl Fn() -> Result<T, StoreError>,
+    work: impl Fn(bool) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    let error = match work() {
+    let error = match work(false) {
         Err(error) if error.is_full() => error,
         done => return done,
     };
     let path = path(dir);
     match disk.remove(&path) {
-        Ok(()) => {}
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(error.without_room(dir)),
+        Ok(()) => {
+            disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
+            tracing::warn!(%error, path = %path.display(), "the file system is full: the ballast's room is used");
+            match work(false) {
+                Err(error) if error.is_full() => {}
+                done => return done,
+            }
+        }
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
         Err(cause) => return Err(StoreError::io("release the ballast", &path)(cause)),
     }
-    disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
-    tracing::warn!(%error, path = %path.display(), "the file system is full: the ballast's room is used");
-    work().map_err(|error| error.without_room(dir))
+    work(true).map_err(|error| error.without_room(dir))
 }
 
 pub(super) fn path(dir: &Path) -> PathBuf {

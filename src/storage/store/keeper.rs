@@ -49,6 +49,12 @@ pub(super) struct CatalogFailure {
     was_full: bool,
 }
 
+impl CatalogFailure {
+    pub fn for_want_of_room() -> CatalogFailure {
+        CatalogFailure { at: Instant::now(), was_full: true }
+    }
+}
+
 impl Keeper {
     /// Catalogue, then witness, and only then the segments that nobody needs any more.
     pub fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) -> io::Result<()> {

@@ -23,7 +23,8 @@ const CANNOT_SYNC: [io::ErrorKind; 4] = [
 pub(super) struct Ground {
     pub witness: Witness,
     pub account: Option<Account>,
-    pub catalog: Box<dyn Catalog>,
+    /// None: the disk has no room for it, and segments and witness tell what it would.
+    pub catalog: Option<Box<dyn Catalog>>,
     pub rows: Vec<Row>,
     /// What there is to tell about the catalogue.
     pub note: Option<String>,
@@ -32,11 +33,28 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// `found`: what the `FORMAT` file was found to be.
-    pub fn lay(disk: &dyn Disk, dir: &Path, found: Format, open_catalog: &OpenCatalog) -> Result<Ground, StoreError> {
+    /// `found`: what the `FORMAT` file was found to be. On a disk that `is_full` it does without the catalogue, so that what was
+    /// acknowledged drains and makes room; the witness must then know the cursors.
+    pub fn lay(
+        disk: &dyn Disk,
+        dir: &Path,
+        found: Format,
+        open_catalog: &OpenCatalog,
+        is_full: bool,
+    ) -> Result<Ground, StoreError> {
         format::write(disk, dir, found)?;
         let (witness, account) = Witness::open(disk, dir).map_err(StoreError::io("open", &dir.join("witness")))?;
-        let (catalog, rows, note) = open_or_rebuild(disk, dir, open_catalog)?;
+        let (catalog, rows, note) = match (is_full, &account) {
+            // sled, opened without room, would damage what it has.
+            (true, Some(_)) => {
+                let note = "the disk has no room to open the catalogue: it is opened when there is some".to_owned();
+                (None, Vec::new(), Some(note))
+            }
+            _ => {
+                let (catalog, rows, note) = open_or_rebuild(disk, dir, open_catalog)?;
+                (Some(catalog), rows, note)
+            }
+        };
         let queues_dir = dir.join("queues");
         disk.create_dir(&queues_dir).map_err(StoreError::io("create", &queues_dir))?;
         disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;

@@ -294,10 +294,51 @@ fn a_start_on_a_full_disk_opens_the_catalogue_with_the_ballasts_room_and_takes_i
     eventually("the ballast is there again", || std::fs::metadata(&ballast).is_ok_and(|found| found.len() == len));
 }
 
+/// Killed again while the disk is full: the ballast's room is used up. sled would damage its files in each attempt.
 #[test]
-fn a_start_without_any_room_says_what_to_do_and_changes_nothing() {
+fn a_start_without_any_room_drains_by_segments_and_witness_and_opens_the_catalogue_later() {
     let dir = prepared();
     std::fs::remove_file(dir.path().join("ballast")).expect("removed");
+    let is_full = Arc::new(AtomicU32::new(1));
+    let full = Arc::clone(&is_full);
+    let open_catalog: OpenCatalog = Box::new(move |path| match full.load(Ordering::SeqCst) {
+        0 => SledCatalog::open(path).map(|catalog| Box::new(catalog) as Box<dyn Catalog>),
+        _ => Err(CatalogError::io("open", &std::io::ErrorKind::StorageFull.into())),
+    });
+    let seen = Arc::new(Seen::default());
+    let observer = Arc::clone(&seen) as Arc<dyn Observer>;
+    let options = Options { catalog_retry: Duration::from_millis(20), ..options() };
+    let (store, report) =
+        Store::open_with(Arc::new(RealDisk), dir.path(), &options, observer, open_catalog, Drive::Threads)
+            .expect("opens");
+    assert!(report.notes.iter().any(|note| note.contains("no room to open the catalogue")), "{:?}", report.notes);
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    assert_eq!(log.cursor("a").expect("cursor").low(), 4);
+    assert_eq!(read_all(&log, 4), (4..10).collect::<Vec<u64>>());
+    log.settle("a", 4..7);
+    store.checkpoint().expect("by the witness");
+    is_full.store(0, Ordering::SeqCst);
+    assert!(seen.lost.lock().is_empty());
+    // Of itself, and although nothing changes.
+    let sled = dir.path().join("catalog/db");
+    let before = std::fs::metadata(&sled).expect("there").modified().expect("a time");
+    eventually("the catalogue is written again", || {
+        std::fs::metadata(&sled).and_then(|found| found.modified()).is_ok_and(|at| at > before)
+    });
+    drop(log);
+    store.close();
+    drop(store);
+    let (store, report, _) = open(dir.path());
+    assert!(report.catalog_intact, "{:?}", report.notes);
+    assert_eq!(store.queue("traces", &[]).expect("queue").cursor("a").expect("cursor").low(), 7);
+}
+
+/// The catalogue alone knows the cursors then.
+#[test]
+fn a_start_without_any_room_and_without_a_witness_says_what_to_do_and_changes_nothing() {
+    let dir = prepared();
+    std::fs::remove_file(dir.path().join("ballast")).expect("removed");
+    std::fs::remove_file(dir.path().join("witness")).expect("removed");
     let full: OpenCatalog = Box::new(|_| Err(CatalogError::io("open", &std::io::ErrorKind::StorageFull.into())));
     let observer = Arc::new(Seen::default());
     let refused = Store::open_with(Arc::new(RealDisk), dir.path(), &options(), observer, full, Drive::Threads);
