@@ -94,6 +94,8 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, settles: bool) -> io::Result<
     look.mend(disk)?;
     let rows = look.index.seals();
     if rows != look.seals.into_values().collect::<Vec<_>>() {
+        // Names that are found may not be durable: the process may have died before it synced them.
+        disk.sync_dir(dir).map_err(at(dir))?;
         seals::write(disk, dir, rows)?;
     }
     Ok((look.index, Opened { damage: look.damage }, look.next_id))

@@ -179,3 +179,56 @@ fn what_a_command_finds_to_be_lost_is_left_for_the_next_start_to_tell() {
     drop(log);
     assert_eq!(open_in(&data).1, []);
 }
+
+/// Opening writes seals, sets aside and cuts off; wherever it is broken off, and whatever fails meanwhile, nothing is missed
+/// that is there.
+#[test]
+fn power_cuts_kills_and_failures_while_it_opens_rolls_and_tidies_make_no_loss_of_what_is_there() {
+    let mut cut_while_opening = 0;
+    for seed in 0..150 {
+        let world = world(seed);
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let mut model = Vec::new();
+        for boot in 0..6 {
+            world.cut_power_in(Some(dice.u64(1..60)));
+            if DeadLetterLog::open(world.disk(), Path::new(DIR), SMALL, None).is_err() {
+                cut_while_opening += 1;
+            }
+            if dice.bool() {
+                world.kill()
+            } else {
+                world.cut_power(Fate::Any)
+            }
+            world.cut_power_in(None);
+            let (log, opened) = open(&world, SMALL);
+            assert_eq!(opened.damage, [], "case {seed}, boot {boot}");
+            let found = ids(&log);
+            assert!(model.iter().all(|id| found.contains(id)), "case {seed}, boot {boot}");
+            model = found;
+            let failing = dice.u32(..3);
+            world.set_faults(match dice.u8(..4) {
+                0 => Faults { failing_syncs: failing, ..Faults::default() },
+                1 => Faults { failing_names: failing, ..Faults::default() },
+                _ => Faults::default(),
+            });
+            // It ends in the middle of something, or when it has done enough.
+            world.cut_power_in(dice.bool().then(|| dice.u64(1..150)));
+            for _ in 0..dice.usize(..16) {
+                if let Ok((new, _receipt)) = log.append(vec![letter("kept", dice.usize(..30_000))]) {
+                    model.extend(new);
+                }
+                let end: Vec<u64> = model.iter().copied().filter(|_| dice.u8(..3) == 0).collect();
+                // What fails may have ended them all the same.
+                model.retain(|id| !end.contains(id));
+                let _ = log.remove(&end);
+            }
+            world.set_faults(Faults::default());
+            if dice.bool() {
+                log.close();
+            }
+            drop(log);
+            if dice.bool() { world.kill() } else { world.cut_power(Fate::Any) }
+        }
+    }
+    assert!(cut_while_opening > 100, "{cut_while_opening}");
+}
