@@ -64,7 +64,7 @@ impl Ground {
 }
 
 /// Which of the entries are queues, and which are directories of somebody else's: those whose names no queue has, and those
-/// with something in them and no segment, of which nobody `known` tells.
+/// without a segment, of which nobody `known` tells.
 pub(super) fn queues(
     disk: &dyn Disk,
     dir: &Path,
@@ -80,7 +80,7 @@ pub(super) fn queues(
         };
         let is_queue = known.contains(&queue) || {
             let files = disk.list(&path).map_err(StoreError::io("list", &path))?;
-            files.is_empty() || files.iter().any(|file| file.name.contains(".seg") || file.name.starts_with("new."))
+            files.iter().any(|file| file.name.contains(".seg") || file.name.starts_with("new."))
         };
         if is_queue { queues.push(queue) } else { strangers.push(path) }
     }

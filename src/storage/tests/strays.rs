@@ -21,12 +21,13 @@ fn directories_that_are_no_queues_are_left_alone() {
         std::fs::create_dir(queues.join(name)).expect("made");
         std::fs::write(queues.join(name).join("somebody's"), b"text").expect("written");
     }
+    std::fs::create_dir(queues.join("empty")).expect("made");
     let (store, report, _) = open(dir.path());
-    assert_eq!(report.strangers, [queues.join("lost+found"), queues.join("notes")]);
+    assert_eq!(report.strangers, [queues.join("empty"), queues.join("lost+found"), queues.join("notes")]);
     let ids: Vec<String> = store.queues().iter().map(|log| log.id().to_owned()).collect();
     assert_eq!(ids, ["traces"]);
     assert!(report.catalog_intact, "{:?}", report.notes);
-    assert_eq!(std::fs::read_dir(&queues).expect("listed").count(), 3);
+    assert_eq!(std::fs::read_dir(&queues).expect("listed").count(), 4);
 }
 
 /// Before, each checkpoint failed with an error, until a restart.
