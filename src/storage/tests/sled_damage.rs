@@ -315,6 +315,10 @@ fn a_start_without_any_room_drains_by_segments_and_witness_and_opens_the_catalog
     let log = store.queue("traces", &cursor("a")).expect("queue");
     assert_eq!(log.cursor("a").expect("cursor").low(), 4);
     assert_eq!(read_all(&log, 4), (4..10).collect::<Vec<u64>>());
+    // The catalogue would bring it back.
+    let kept = store.forget_cursor("traces", "a").map(drop).expect_err("not now").to_string();
+    assert!(kept.contains("free a few MiB") && store.forget_queue("traces").is_err(), "{kept}");
+    assert!(log.has_cursor("a") && !segments(dir.path(), "traces").is_empty());
     log.settle("a", 4..7);
     store.checkpoint().expect("by the witness");
     is_full.store(0, Ordering::SeqCst);
