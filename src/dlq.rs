@@ -14,6 +14,7 @@ pub mod given_up;
 mod listing;
 mod scan;
 pub mod shelf;
+mod twins;
 
 use std::sync::Arc;
 
@@ -24,13 +25,15 @@ use crate::storage::dead_letters::{LetterError, NewLetter};
 use crate::storage::{DeadLetterLog, Durable, Log, unix_now_ns};
 
 pub use capture::{Capture, Captures};
-pub use description::{Description, Origin, Reason};
-pub use edit::{EditError, edit};
+pub use description::{Description, Origin, Reason, cut};
+pub use edit::{Edit, EditError, edit, unknown_fields};
 pub use given_up::{Records, SeenBefore};
 pub use listing::{
-    BASE64_KEY, Entry, Filter, Listed, Note, format_id, list, parse_id, payload_json, payload_protobuf, show,
+    BASE64_KEY, Entry, Filter, Listed, Note, PAGE_MAX, format_id, is_exporter, list, name_on_disk, parse_id,
+    payload_json, payload_protobuf, show,
 };
 pub use shelf::Shelf;
+use twins::Twins;
 
 /// What gives way when the dead-letter queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -69,11 +72,12 @@ pub struct DeadLetters {
     shelf: Arc<Shelf>,
     on_full: OnFull,
     memory: SeenBefore,
+    twins: Arc<Twins>,
 }
 
 impl DeadLetters {
     pub fn new(shelf: Shelf, on_full: OnFull) -> DeadLetters {
-        DeadLetters { shelf: Arc::new(shelf), on_full, memory: SeenBefore::none() }
+        DeadLetters { shelf: Arc::new(shelf), on_full, memory: SeenBefore::none(), twins: Arc::default() }
     }
 
     /// Who is told of what ends undelivered.
@@ -87,19 +91,50 @@ impl DeadLetters {
 
     /// Keeps the letters, all or none; with [`OnFull::Drop`] those for which there is room.
     pub async fn park(&self, parcels: Vec<Parcel>) -> Result<Parked, LetterError> {
-        let log = Arc::clone(self.shelf.parked());
+        let (shelf, twins) = (Arc::clone(&self.shelf), Arc::clone(&self.twins));
         let on_full = self.on_full;
         let memory = self.memory.clone();
-        let records: Vec<Records> = parcels.iter().map(|parcel| Records::of(&parcel.description)).collect();
-        let letters: Vec<NewLetter> = parcels.into_iter().map(new_letter).collect();
-        let write = move || match on_full {
-            OnFull::Block => log.append(letters).map(|(ids, durable)| (ids.into_iter().map(Some).collect(), durable)),
-            OnFull::Drop => keep_what_fits(&log, letters, &records, &memory),
+        let write = move || {
+            let found = twins.find(&shelf, &parcels);
+            let descriptions: Vec<Description> = parcels.iter().map(|parcel| parcel.description.clone()).collect();
+            let fresh = parcels.into_iter().zip(&found).filter(|(_, twin)| twin.is_none()).map(|(parcel, _)| parcel);
+            let (records, letters): (Vec<Records>, Vec<NewLetter>) =
+                fresh.map(|parcel| (Records::of(&parcel.description), new_letter(parcel))).unzip();
+            let log = shelf.parked();
+            let (ids, durable) = match on_full {
+                _ if letters.is_empty() => (Vec::new(), Log::durable_for_nothing()),
+                OnFull::Block => {
+                    let (ids, durable) = log.append(letters)?;
+                    (ids.into_iter().map(Some).collect(), durable)
+                }
+                OnFull::Drop => keep_what_fits(log, letters, &records, &memory)?,
+            };
+            twins.forget(descriptions.iter());
+            let mut ids = ids.into_iter();
+            let ids = found.into_iter().map(|twin| twin.or_else(|| ids.next().flatten())).collect();
+            Ok(Parked { durable, ids })
         };
         let written = tokio::task::spawn_blocking(write).await;
-        let cause = |error| LetterError::Io { operation: "write", cause: std::io::Error::other(error) };
-        let (ids, durable) = written.map_err(cause)??;
-        Ok(Parked { durable, ids })
+        written.map_err(|error| LetterError::Io { operation: "write", cause: std::io::Error::other(error) })?
+    }
+
+    /// The same for records that are taken over at once; how to undo it. Reads and writes the disk.
+    pub fn take_over(&self, parcels: Vec<Parcel>) -> Result<impl FnOnce() + use<>, LetterError> {
+        let found = self.twins.find(&self.shelf, &parcels);
+        let fresh = parcels.into_iter().zip(&found).filter(|(_, twin)| twin.is_none());
+        let letters: Vec<NewLetter> = fresh.map(|(parcel, _)| new_letter(parcel)).collect();
+        let log = Arc::clone(self.shelf.parked());
+        let mut ids: Vec<u64> = found.into_iter().flatten().collect();
+        if !letters.is_empty() {
+            let (new, _durable) = log.append(letters)?;
+            ids.extend(new);
+        }
+        Ok(move || {
+            // They are on their way after all: as letters they would be sent twice.
+            if let Err(error) = log.remove(&ids) {
+                tracing::warn!(%error, "what is sent after all stays a dead letter too");
+            }
+        })
     }
 
     /// Ends letters for good, undelivered; returns how many there were. Reads and writes the disk.

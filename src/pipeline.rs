@@ -1,20 +1,23 @@
 //! Delivery: one loop per queue and exporter, one retry clock per destination.
 //!
 //! ```text
-//! ready ─▶ slot ─▶ lease ─▶ gate ─▶ export ─▶ Delivered / Partial ─▶ settle
-//!                            ▲                 Retryable, Destination ─▶ back to the gate, when the clock allows
-//!                            └──────────────── Batch ─▶ isolate: halves, until the poison stands alone
-//!                                                        good parts ─▶ settle; poison ─▶ park ─▶ settle, or hold
+//! ready ─▶ place ─▶ lease ─▶ gate ─▶ export ─▶ Delivered / Partial ─▶ settle
+//!                             ▲                 Retryable, Destination ─▶ back to the gate, when the clock allows
+//!                             └──────────────── Batch ─▶ isolate: halves, until the poison stands alone
+//!                                                         good parts ─▶ settle; poison ─▶ park ─▶ settle, or hold
 //! ```
 //! Every batch whose destination is ill keeps its claim but sheds its memory. Only one of them probes at a time.
 
 pub mod batch;
 mod clock;
+mod conclude;
 mod deliver;
 mod gather;
 mod isolate;
 mod parking;
 mod proof;
+mod records;
+mod tries;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +35,7 @@ pub use batch::BuildError;
 pub use clock::{Clock, ClockStatus, RetryPolicy};
 pub use parking::Parking;
 use proof::Proof;
+use tries::Place;
 
 /// Smallest limit that a destination's refusals can teach.
 const LEARNED_BYTES_MIN: u64 = 64 << 10;
@@ -87,7 +91,14 @@ pub struct Destination {
     /// Time from a batch's first attempt after which it is set aside; zero: never.
     max_elapsed_time: Duration,
     retry_enabled: bool,
-    slots: Arc<Semaphore>,
+    /// For batches that are leased, but for those that gave their place away.
+    places: Arc<Semaphore>,
+    /// For those.
+    aside: Arc<Semaphore>,
+    /// Of those as many may be about to be sent at once.
+    turns: Arc<Semaphore>,
+    /// For requests in flight.
+    slots: Semaphore,
     /// Bytes that its batches may hold in memory.
     memory: Arc<Semaphore>,
     memory_bytes: u32,
@@ -115,7 +126,10 @@ impl Destination {
             retry_enabled: retry.enabled,
             clock: Clock::new(retry),
             batch,
-            slots: Arc::new(Semaphore::new(consumers.max(1))),
+            places: Arc::new(Semaphore::new(consumers.max(1))),
+            aside: Arc::new(Semaphore::new(tries::ASIDE_MAX)),
+            turns: Arc::new(Semaphore::new((consumers / 2).max(1))),
+            slots: Semaphore::new(consumers.max(1)),
             memory: Arc::new(Semaphore::new(memory_bytes as usize)),
             memory_bytes,
             learned_bytes_max: Mutex::new(None),
@@ -167,18 +181,18 @@ pub async fn run(subscription: Arc<Subscription>, destination: Arc<Destination>,
             }
             () = subscription.ready() => {}
         }
-        let slot = tokio::select! {
+        let place = tokio::select! {
             () = stop.abort.cancelled() => break,
             () = drained(&subscription, &destination, &stop) => break,
-            slot = Arc::clone(&destination.slots).acquire_owned() => slot,
+            place = Arc::clone(&destination.places).acquire_owned() => place,
         };
-        let Ok(slot) = slot else { break };
+        let Ok(place) = place else { break };
         let work = gather::Delivery {
             subscription: Arc::clone(&subscription),
             destination: Arc::clone(&destination),
             draining: stop.drain.clone(),
         };
-        match work.next(slot).await {
+        match work.next(Place::Own { _permit: place }).await {
             Ok(Some(batch)) => {
                 let abort = stop.abort.clone();
                 tasks.spawn(async move {

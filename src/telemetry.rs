@@ -100,6 +100,11 @@ fn describe() {
         "forebay_dead_letters_damaged",
         "Dead letters that were found to be lost to damage at the start, at the least."
     );
+    describe_counter!(
+        "forebay_dead_letters_replayed",
+        "Letters that were sent again as somebody asked, by outcome: delivered (and removed), failed."
+    );
+    describe_counter!("forebay_dead_letters_purged", "Letters that somebody ended, undelivered.");
     describe_gauge!("forebay_dead_letters_items", "Items in them.");
     describe_gauge!("forebay_dead_letters_allocated_bytes", Unit::Bytes, "Bytes that they occupy on disk.");
     describe_gauge!("forebay_dead_letters_capacity_bytes", Unit::Bytes, "The most that they may occupy.");
@@ -291,6 +296,16 @@ pub fn dead_letters(ring: &'static str, letters: u64, items: u64, allocated_byte
 /// Told once at the start, also that there are none.
 pub fn dead_letters_damaged(letters: u64) {
     counter!("forebay_dead_letters_damaged").increment(letters);
+}
+
+/// Letters that a person's replay sent, by what came of it: `delivered`, `failed`.
+pub fn dead_letters_replayed(outcome: &'static str, letters: u64) {
+    counter!("forebay_dead_letters_replayed", "outcome" => outcome).increment(letters);
+}
+
+/// Letters that a person ended.
+pub fn dead_letters_purged(letters: u64) {
+    counter!("forebay_dead_letters_purged").increment(letters);
 }
 
 /// Requests that could not be decoded, by what became of their copy: `kept`, `busy`, `failed`.

@@ -138,22 +138,40 @@ async fn each_item_is_counted_once_whatever_becomes_of_it_and_over_restarts_and_
     assert_eq!(forebay.stop().await, 0);
 }
 
+/// Sends requests of a good and a poisonous span until it is told to stop; how many were acknowledged.
+async fn poison(client: reqwest::Client, url: String, round: usize, stop: Arc<AtomicBool>) -> u64 {
+    let mut acknowledged = 0;
+    for n in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let body = request(&[format!("beside-{round}-{n}"), format!("{POISON}-{round}-{n}")]);
+        let sending = client.post(&url).header("content-type", "application/x-protobuf").body(body).send();
+        acknowledged += u64::from(sending.await.is_ok_and(|answer| answer.status().is_success()));
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    acknowledged
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_under_load_time_and_again_the_account_agrees_with_the_destination() {
     let (sink, address) = Sink::start().await;
     // Some requests fail, so that records settle out of order and are sent again.
     sink.fail_every.store(7, Ordering::SeqCst);
+    *sink.poison.lock() = POISON.to_owned();
     let setup = setup(&address.to_string(), "", "{}");
     let client = client();
     let sent = Arc::new(Ledger::default());
     let url = format!("http://127.0.0.1:{}/v1/traces", setup.http_port);
-    for _ in 0..6 {
+    let mut poison_acknowledged = 0;
+    for round in 0..6 {
         let forebay = setup.start(&client).await;
         let stop = Arc::new(AtomicBool::new(false));
         let before = sent.acknowledged.lock().len();
         let loads: Vec<_> = (0..3)
             .map(|_| tokio::spawn(ledger::load(client.clone(), url.clone(), 20, Arc::clone(&sent), Arc::clone(&stop))))
             .collect();
+        let poisoning = tokio::spawn(poison(client.clone(), url.clone(), round, Arc::clone(&stop)));
         eventually("much is acknowledged", async || sent.acknowledged.lock().len() >= before + 4000).await;
         Account::read(&setup, &client).await;
         forebay.kill();
@@ -161,14 +179,23 @@ async fn killed_under_load_time_and_again_the_account_agrees_with_the_destinatio
         for load in loads {
             load.await.expect("a loader ends");
         }
+        poison_acknowledged += poisoning.await.expect("it ends");
     }
     let forebay = setup.start(&client).await;
     eventually("all is delivered", async || Account::read(&setup, &client).await.states["queued"] == 0).await;
     let account = Account::read(&setup, &client).await;
     let (acknowledged, taken) = (sent.acknowledged.lock().len() as u64, sink.taken.lock().len() as u64);
     // What was stored and whose answer the kill cut off is accepted too. What came twice is delivered once.
-    assert!(account.accepted >= acknowledged, "{account:?} of {acknowledged}");
-    assert_eq!((account.accepted, account.states["delivered"]), (taken, taken), "{account:?}");
+    assert!(account.accepted >= acknowledged + 2 * poison_acknowledged, "{account:?} of {acknowledged}");
+    let dead_lettered = account.states["dead_lettered"];
+    assert_eq!((account.accepted - dead_lettered, account.states["delivered"]), (taken, taken), "{account:?}");
+    // And what was parked when a kill undid its settling is one letter.
+    assert!(dead_lettered >= poison_acknowledged && poison_acknowledged > 100, "{account:?}, {poison_acknowledged}");
+    assert_eq!(dlq::letters(&setup.dir.path().join("data")).len() as u64, dead_lettered);
+    let exported = dlq::stdout(&dlq::dlq(&["export"], &setup.dir.path().join("data")));
+    let lines = exported.lines().map(|line| line.split(POISON).nth(1).and_then(|rest| rest.split('"').next()));
+    let names: std::collections::BTreeSet<_> = lines.map(|name| name.expect("poison")).collect();
+    assert_eq!(names.len() as u64, dead_lettered, "each once");
     assert!(sink.taken.lock().values().any(|(times, _)| *times > 1), "something was sent twice");
     assert_eq!(forebay.stop().await, 0);
 }

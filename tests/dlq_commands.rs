@@ -51,6 +51,8 @@ async fn every_filter_finds_what_it_names_and_nothing_else_with_the_process_and_
         (&["--exporter", "otlp_http/first"], "t"),
         (&["--exporter", "otlp_http/second"], "l"),
         (&["--exporter", "otlp_http"], ""),
+        // As `forebay queue` names its cursor.
+        (&["--exporter", "otlp_http-first"], "t"),
         (&["--signal", "traces"], "mt"),
         (&["--signal", "logs"], "l"),
         (&["--signal", "metrics"], ""),
@@ -64,6 +66,8 @@ async fn every_filter_finds_what_it_names_and_nothing_else_with_the_process_and_
         (&["--since", "1ms"], ""),
         (&["--until", "1ms"], "lmt"),
         (&["--until", "1h"], ""),
+        (&["--since", "2026-01-31T12:00:00+01:00", "--until", "9999-12-31T23:59:59Z"], "lmt"),
+        (&["--until", "2026-01-31T12:00:00Z"], ""),
         (&["--signal", "traces", "--reason", "rejected", "--since", "1h"], "t"),
         (&["--signal", "logs", "--service", "checkout"], ""),
     ];
@@ -128,7 +132,7 @@ async fn every_command_speaks_json_and_show_and_dry_runs_change_nothing_with_the
         let summary = json!({"event": "summary", "delivered": total, "failed": 0, "items": total, "dry_run": true});
         assert_eq!(lines_of(&scene.dlq(&words)), [summary]);
         let would = stdout(&scene.dlq(&["replay", first, second, "--dry-run"]));
-        assert_eq!(would, "2 letters with 2 items would be sent, 0 failed and stay\n");
+        assert_eq!(would, "2 letters with 2 items would be sent\n");
         let would = stdout(&scene.dlq(&["purge", first, "--dry-run"]));
         assert_eq!(would, "1 letters with 1 items would be purged\n");
         let would = json_of(&scene.dlq(&["purge", "--all", "--dry-run", "--json"]));
@@ -228,4 +232,96 @@ async fn an_export_into_a_file_is_private_and_overwrites_nothing() {
     assert!(stderr(&refused).contains("out.jsonl: File exists"), "{}", stderr(&refused));
     assert_eq!(std::fs::read(&path).expect("there"), b"mine");
     assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_that_no_letter_has_is_said_and_what_there_is_is_done_with_the_process_and_without() {
+    let scene = Scene::new("").await;
+    let forebay = scene.start().await;
+    let ids = scene.parked(4).await;
+    scene.cure();
+    let config = scene.config().display().to_string();
+    let dir = scene.data_dir().display().to_string();
+    let check = |ids: &[String], more: &[&str]| {
+        let told = |output: &Output| {
+            assert_eq!(output.status.code(), Some(1), "{}", stderr(output));
+            assert!(stderr(output).contains("there is no letter"), "{}", stderr(output));
+            assert!(stderr(output).contains("deadbeef"), "{}", stderr(output));
+        };
+        let exported = scene.dlq(&["export", &ids[0], "deadbeef"]);
+        told(&exported);
+        assert_eq!(lines_of(&exported).len(), 1);
+        for words in [["purge", "deadbeef", "--dry-run"], ["replay", "deadbeef", "--dry-run"]] {
+            told(&scene.dlq(&words));
+        }
+        let sent = scene.dlq(&[&["replay", "deadbeef", &ids[0]][..], more].concat());
+        told(&sent);
+        assert!(String::from_utf8_lossy(&sent.stdout).contains("1 letters with 1 items delivered"));
+        let purged = scene.dlq(&[&["purge", &ids[1], "deadbeef", "--json"][..], more].concat());
+        told(&purged);
+        // Hints can be copied as they stand.
+        assert!(stderr(&purged).contains(&format!("`forebay dlq list --data-dir {dir}")), "{}", stderr(&purged));
+        let nobody = scene.dlq(&[&["replay", "--all", "--dry-run", "--to", "nobody"][..], more].concat());
+        assert_eq!(nobody.status.code(), Some(1));
+        assert!(stderr(&nobody).contains("there are: otlp_http/first, otlp_http/second"), "{}", stderr(&nobody));
+    };
+    check(&ids[..2], &[]);
+    assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+    check(&ids[2..], &["--config", &config]);
+    assert!(letters(&scene.data_dir()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_takes_more_ids_than_a_url_with_the_process_and_without() {
+    let scene = Scene::new("").await;
+    let forebay = scene.start().await;
+    let ids = scene.parked(3).await;
+    let strangers: Vec<String> = (1..6000).map(|n| format!("{n:016x}")).collect();
+    let mut words = vec!["export"];
+    words.extend(ids.iter().rev().chain(&strangers).map(String::as_str));
+    let whole = stdout(&scene.dlq(&["export"]));
+    let check = || {
+        let exported = scene.dlq(&words);
+        assert_eq!(exported.status.code(), Some(1));
+        assert!(stderr(&exported).contains("000a and 5989 more"), "{:.300}", stderr(&exported));
+        assert_eq!(String::from_utf8_lossy(&exported.stdout), whole);
+    };
+    check();
+    assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+    check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_on_the_files_wait_for_each_other_and_say_who_holds_them() {
+    let scene = Scene::new("").await;
+    let forebay = scene.start().await;
+    scene.parked(2).await;
+    assert_eq!(forebay.stop().await, 0, "{}", scene.log());
+    let dlq = |words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_forebay"));
+        command.arg("dlq").args(words).arg("--data-dir").arg(scene.data_dir()).env_remove("FOREBAY_DATA_DIR");
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command
+    };
+    let running: Vec<_> = (0..12).map(|_| dlq(&["list", "--json"]).spawn().expect("forebay runs")).collect();
+    for child in running {
+        let listed = json_of(&child.wait_with_output().expect("ended"));
+        assert_eq!(listed["matching"], 2);
+    }
+    // Who sits over an edit holds the files.
+    let ids: Vec<String> =
+        letters(&scene.data_dir()).iter().map(|one| one["id"].as_str().expect("an id").to_owned()).collect();
+    let begun = scene.dir.path().join("begun");
+    let mut holder = dlq(&["edit", &ids[0]]);
+    holder.env("VISUAL", format!("touch {}; sleep 60; true", begun.display()));
+    std::os::unix::process::CommandExt::process_group(&mut holder, 0);
+    let mut holder = holder.spawn().expect("forebay runs");
+    eventually("the editor is open", async || begun.exists()).await;
+    let refused = scene.dlq(&["list"]);
+    let expected = format!("is in use by process {} (forebay dlq edit)", holder.id());
+    let killed = std::process::Command::new("kill").args(["-9", "--", &format!("-{}", holder.id())]).status();
+    holder.wait().expect("ended");
+    assert!(killed.expect("kill runs").success());
+    assert!(refused.status.code() == Some(1) && stderr(&refused).contains(&expected), "{}", stderr(&refused));
+    assert_eq!(letters(&scene.data_dir()).len(), 2);
 }

@@ -130,6 +130,6 @@ async fn what_was_malformed_is_left_out_only_where_it_is_named() {
     assert_eq!(stdout(&scene.dlq(&["export"])), "");
     let named = scene.dlq(&["export", &id]);
     assert_eq!((named.status.code(), named.stdout.len()), (Some(1), 0));
-    assert!(stderr(&named).contains("repair it with `forebay dlq edit` first"), "{}", stderr(&named));
+    assert!(stderr(&named).contains("repair it with `forebay dlq edit --data-dir"), "{}", stderr(&named));
     assert_eq!(forebay.stop().await, 0, "{}", scene.log());
 }

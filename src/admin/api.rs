@@ -18,26 +18,39 @@ use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 
-pub use dlq::{Edited, PurgeRequest, Purged};
-pub use export::{LEFT_OUT_START, LeftOut, LeftOutLetter};
-pub use replay::{Progress, ReplayRequest, check_rate};
+pub use asked::PAYLOAD_BYTES_MAX;
+pub use dlq::{Edited, NO_LETTER, PurgeRequest, Purged};
+pub use export::{INCOMPLETE_START, Incomplete, IncompleteLetter, LEFT_OUT_START, LeftOut, LeftOutLetter};
+pub use replay::{FAILURES_MAX_DEFAULT, Progress, ReplayRequest, check_rate};
 
 use asked::Order;
 
-use crate::dlq::DeadLetters;
+use crate::dlq::{DeadLetters, cut};
 use crate::queue::Budget;
 use crate::receivers::{body, status};
 use crate::storage::dead_letters::Letter;
 
 /// All bodies that are being read and judged: one of the largest, and what it takes to move it while it grows.
 const BODIES_BYTES_MAX: u64 = 2 * asked::PAYLOAD_BYTES_MAX;
+/// Longest reason of a refusal, which may name what was asked for.
+const ERROR_BYTES_MAX: usize = 4 << 10;
 const SEE_LOG: &str = "the process's log may say more";
 const OPENAPI: &str = include_str!("../../docs/openapi.yaml");
 
 /// Sends one letter to an exporter, alone and past every queue.
 pub trait Resend: Send + Sync {
-    /// `to`: an exporter's id; without, the one that could not deliver it.
-    fn resend<'a>(&'a self, letter: &'a Letter, to: Option<&'a str>) -> BoxFuture<'a, Result<(), String>>;
+    /// The id of the exporter of that name, or an error that says which there are.
+    fn exporter(&self, name: &str) -> Result<String, String>;
+    /// `to`: the id of an exporter that there is.
+    fn resend<'a>(&'a self, letter: &'a Letter, to: &'a str) -> BoxFuture<'a, Result<(), Unsent>>;
+}
+
+/// Why a letter was not delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsent {
+    pub message: String,
+    /// Whether the destination is ill, and not the letter: the next one would fare no better.
+    pub is_destination: bool,
 }
 
 /// Makes what is set aside due now; how many ranges, or why not.
@@ -82,7 +95,7 @@ pub struct Refusal {
 }
 
 pub(super) fn refuse(status: StatusCode, error: impl ToString, help: &str) -> Response {
-    let body = Refusal { error: error.to_string(), help: Some(help.to_owned()) };
+    let body = Refusal { error: cut(&error.to_string(), ERROR_BYTES_MAX), help: Some(help.to_owned()) };
     (status, axum::Json(body)).into_response()
 }
 
@@ -172,8 +185,11 @@ mod tests {
 
     struct Nobody;
     impl Resend for Nobody {
-        fn resend<'a>(&'a self, _: &'a Letter, _: Option<&'a str>) -> BoxFuture<'a, Result<(), String>> {
-            async { Err("nobody".to_owned()) }.boxed()
+        fn exporter(&self, _: &str) -> Result<String, String> {
+            Err("nobody".to_owned())
+        }
+        fn resend<'a>(&'a self, _: &'a Letter, _: &'a str) -> BoxFuture<'a, Result<(), Unsent>> {
+            async { unreachable!("there is no exporter") }.boxed()
         }
     }
 
@@ -253,12 +269,17 @@ mod tests {
         let router = empty(dir.path());
         let json = "application/json";
         let large = format!("{{\"filter\": {{\"ids\": [\"{}\"]}}}}", "0".repeat(10 << 20));
+        let long = format!("{{\"{}\": 1}}", "x".repeat(1 << 20));
         let cases = [
             ("GET", "/", "", "", 404, "nothing is served at /"),
             ("GET", "/api/v1/dlq/1/2", "", "", 404, "nothing is served"),
             ("DELETE", "/api/v1/dlq", "", "", 405, "DELETE is not allowed"),
             ("POST", "/api/v1/dlq/12", json, "{}", 405, "POST is not allowed"),
-            ("GET", "/api/v1/dlq?limit=many", "", "", 400, "limit"),
+            ("GET", "/api/v1/dlq?limit=many", "", "", 400, "the query cannot be read: limit: invalid digit"),
+            ("GET", "/api/v1/dlq?limit=0", "", "", 400, "the limit must be from 1 to 1000, and is 0"),
+            ("GET", "/api/v1/dlq?limit=1001", "", "", 400, "the limit must be from 1 to 1000, and is 1001"),
+            ("PUT", "/api/v1/dlq/12?force=perhaps", json, "{}", 400, "the query cannot be read: force"),
+            ("POST", "/api/v1/dlq/replay", json, "{\"all\": true, \"to\": \"x\"}", 400, "nobody"),
             ("GET", "/api/v1/dlq?limit=1&limit=2", "", "", 400, "limit"),
             ("GET", "/api/v1/dlq?colour=red", "", "", 400, "unknown field `colour`"),
             ("GET", "/api/v1/dlq?reason=spite", "", "", 400, "unknown variant `spite`"),
@@ -276,6 +297,7 @@ mod tests {
             ("POST", "/api/v1/dlq/purge", json, "{\"al", 400, "line 1 column 4"),
             ("POST", "/api/v1/dlq/purge", json, "{\"every\": true}", 400, "unknown field `every`"),
             ("POST", "/api/v1/dlq/purge", "application/json; charset=utf-8", "{}", 400, "no letters are named"),
+            ("POST", "/api/v1/dlq/purge", json, &long, 400, "unknown field `xxx"),
             ("POST", "/api/v1/dlq/purge", json, &large, 413, "the 4194304 bytes that are taken"),
             ("POST", "/api/v1/dlq/replay", json, "[]]", 400, "trailing characters"),
             ("POST", "/api/v1/dlq/replay", json, "{\"all\": true, \"rate\": 0}", 400, "the rate must be"),
@@ -290,6 +312,7 @@ mod tests {
                 refused(&router, request.body(Body::from(text.to_owned())).expect("a request")).await;
             let case = format!("{method} {uri} {content_type} {text:.40}: {refusal:?}");
             assert_eq!(found, status, "{case}");
+            assert!(refusal.error.len() <= ERROR_BYTES_MAX, "{case}");
             assert!(refusal.error.contains(error) && refusal.help.is_some_and(|help| !help.is_empty()), "{case}");
         }
     }

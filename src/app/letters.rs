@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::Plan;
 use crate::dedup::Dedup;
 use crate::dlq::expiry::{self, Calendar};
-use crate::dlq::{self, DeadLetters, Description, OnFull, Parcel, Reason, SeenBefore, Shelf};
+use crate::dlq::{DeadLetters, Description, OnFull, Parcel, Reason, SeenBefore, Shelf};
 use crate::otlp::{Encoding, Signal, compression, resource};
 use crate::queue::{Park, Undo, metadata};
 use crate::storage::dead_letters::Damage;
@@ -35,6 +35,9 @@ pub fn open(plan: &Plan, store: &Store, seen_before: &Arc<OnceLock<Arc<Dedup>>>)
             letters => tracing::error!(letters, %damage, "dead letters are damaged and lost; others are kept"),
         }
     }
+    // There from the start, so that a rise is seen.
+    ["delivered", "failed"].into_iter().for_each(|outcome| telemetry::dead_letters_replayed(outcome, 0));
+    telemetry::dead_letters_purged(0);
     let status = shelf.parked().status();
     if status.letters > 0 {
         tracing::warn!(letters = status.letters, items = status.items, "dead letters wait; see `forebay dlq list`");
@@ -86,15 +89,7 @@ pub fn park_at_cap(letters: &Arc<DeadLetters>, queue: &str, exporter: &str) -> P
     let (letters, queue, exporter) = (Arc::clone(letters), queue.to_owned(), exporter.to_owned());
     Box::new(move |records| {
         let parcels = records.iter().map(|record| parcel(record, &queue, &exporter)).collect::<Result<Vec<_>, _>>()?;
-        let log = Arc::clone(letters.shelf().parked());
-        let new = parcels.into_iter().map(dlq::new_letter).collect();
-        let (ids, _durable) = log.append(new).map_err(std::io::Error::other)?;
-        let undo: Undo = Box::new(move || {
-            // They are on their way after all: as letters they would be sent twice.
-            if let Err(error) = log.remove(&ids) {
-                tracing::warn!(%error, "what is sent after all stays a dead letter too");
-            }
-        });
+        let undo: Undo = Box::new(letters.take_over(parcels).map_err(std::io::Error::other)?);
         Ok(undo)
     })
 }

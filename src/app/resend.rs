@@ -7,10 +7,10 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::admin::api::Resend;
+use crate::admin::api::{Resend, Unsent};
 use crate::config::Plan;
-use crate::dlq::{Description, payload_protobuf};
-use crate::exporters::{Batch, Context, Exporter, Outcome};
+use crate::dlq::{Description, is_exporter, payload_protobuf};
+use crate::exporters::{Batch, Class, Context, Exporter, Outcome};
 use crate::otlp::Signal;
 use crate::storage::dead_letters::Letter;
 
@@ -45,28 +45,34 @@ impl Exporters {
 }
 
 impl Resend for Exporters {
-    fn resend<'a>(&'a self, letter: &'a Letter, to: Option<&'a str>) -> BoxFuture<'a, Result<(), String>> {
+    fn exporter(&self, name: &str) -> Result<String, String> {
+        let exact = self.0.contains_key(name).then(|| name.to_owned());
+        exact
+            .or_else(|| self.0.keys().find(|id| is_exporter(name, id)).cloned())
+            .ok_or_else(|| format!("no exporter `{name}` is configured; there are: {}", self.known()))
+    }
+
+    fn resend<'a>(&'a self, letter: &'a Letter, to: &'a str) -> BoxFuture<'a, Result<(), Unsent>> {
         async move {
+            let of_letter = |message: String| Unsent { message, is_destination: false };
+            let exporter = self.0.get(to).ok_or_else(|| of_letter(format!("no exporter `{to}` is configured")))?;
+            let signal = Signal::from_u8(letter.row.signal)
+                .ok_or_else(|| of_letter("its signal is unknown to this version".to_owned()))?;
             let description = Description::from_bytes(&letter.description).ok();
-            let original = description.as_ref().and_then(|description| description.exporter.as_deref());
-            let name = to.or(original).ok_or("no exporter is known for it; name one with --to")?;
-            let exporter = self
-                .0
-                .get(name)
-                .ok_or_else(|| format!("no exporter `{name}` is configured; there are: {}", self.known()))?;
-            let signal = Signal::from_u8(letter.row.signal).ok_or("its signal is unknown to this version")?;
             let batch = Batch {
                 signal,
                 items: u64::from(letter.row.items),
-                payload: bytes::Bytes::from(payload_protobuf(letter)?).into(),
+                payload: bytes::Bytes::from(payload_protobuf(letter).map_err(of_letter)?).into(),
                 metadata: description.map(|description| description.metadata()).unwrap_or_default(),
             };
             match exporter.export(batch).await {
                 Outcome::Delivered | Outcome::Partial { rejected_items: 0, .. } => Ok(()),
                 Outcome::Partial { rejected_items, message } => {
-                    Err(format!("{rejected_items} items rejected: {message}"))
+                    Err(of_letter(format!("{rejected_items} items rejected: {message}")))
                 }
-                Outcome::Failed(failure) => Err(failure.message),
+                Outcome::Failed(failure) => {
+                    Err(Unsent { is_destination: failure.class != Class::Batch, message: failure.message })
+                }
             }
         }
         .boxed()

@@ -3,30 +3,36 @@
 //! With a process running on the data directory it is asked; else the files are opened here, under its lock.
 
 mod arguments;
+mod edit;
 mod editor;
+mod export;
+mod hints;
+mod lock;
+mod select;
 mod show;
 mod sieve;
+mod times;
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use http::Method;
 
-use super::ask::{self, Way, block_on};
+use super::ask::{Way, block_on};
 use super::{Failure, output};
-use crate::admin::api::{self, Api, Edited, Progress, Purged};
+use crate::admin::api::{self, Api, Progress, Purged};
 use crate::admin::api::{PurgeRequest, ReplayRequest};
 use crate::app::resend::Exporters;
 use crate::config::Plan;
 use crate::dedup;
-use crate::dlq::{DeadLetters, Entry, Filter, Listed, OnFull, Reason, SeenBefore, Shelf};
-use crate::settings::parse_duration;
-use crate::storage::{Disk, RealDisk, store, unix_now_ns};
+use crate::dlq::{DeadLetters, Entry, Listed, OnFull, SeenBefore, Shelf};
+use crate::storage::{Disk, RealDisk, store};
 
 pub use arguments::DlqCommand;
-use arguments::{Edit, Export, List, Place, Purge, Replay, Select, Show};
+use arguments::{List, Place, Purge, Replay, Show};
+use hints::Hints;
+use lock::Held;
+use select::{escape, filter, query};
 
 const PAGE: usize = 500;
 
@@ -34,8 +40,8 @@ pub fn run(command: DlqCommand) -> Result<(), Failure> {
     match command {
         DlqCommand::List(list) => at(&list.place.clone(), async |way| self::list(way, list).await),
         DlqCommand::Show(show) => at(&show.place.clone(), async |way| self::show(way, show).await),
-        DlqCommand::Export(export) => at(&export.place.clone(), async |way| self::export(way, export).await),
-        DlqCommand::Edit(edit) => at(&edit.place.clone(), async |way| self::edit(way, edit).await),
+        DlqCommand::Export(export) => at(&export.place.clone(), async |way| export::export(way, export).await),
+        DlqCommand::Edit(edit) => at(&edit.place.clone(), async |way| edit::edit(way, edit).await),
         DlqCommand::Replay(replay) => at(&replay.place.clone(), async |way| self::replay(way, replay).await),
         DlqCommand::Purge(purge) => at(&purge.place.clone(), async |way| self::purge(way, purge).await),
     }
@@ -44,15 +50,20 @@ pub fn run(command: DlqCommand) -> Result<(), Failure> {
 /// Does the work against the process of the data directory, or against its files.
 fn at(place: &Place, work: impl AsyncFnOnce(Way) -> Result<(), Failure>) -> Result<(), Failure> {
     let (dir, plan) = super::queue::existing(&place.run)?;
-    block_on(async {
-        if let Some(way) = ask::process(&dir).await? {
-            return work(way).await;
+    let done = block_on(async {
+        match lock::take(&dir).await? {
+            Held::Process(way) => work(way).await,
+            Held::Files(lock) => {
+                store::format::check(&RealDisk, &dir).map_err(|error| super::queue::failed(&error))?;
+                let done = work(files(&dir, plan.as_ref())?).await;
+                drop(lock);
+                done
+            }
         }
-        let lock = store::lock(&RealDisk, &dir).map_err(|error| super::queue::failed(&error))?;
-        store::format::check(&RealDisk, &dir).map_err(|error| super::queue::failed(&error))?;
-        let done = work(files(&dir, plan.as_ref())?).await;
-        drop(lock);
-        done
+    });
+    done.map_err(|failure| match failure {
+        Failure::Other(message) => Failure::Other(Hints::of(place).complete(&message)),
+        failure => failure,
     })
 }
 
@@ -72,57 +83,6 @@ fn files(dir: &Path, plan: Option<&Plan>) -> Result<Way, Failure> {
     let memory = SeenBefore::new(move |_| dedup::forget_everything(disk.as_ref(), &data_dir));
     let letters = Arc::new(DeadLetters::new(shelf, OnFull::Block).remembered_by(memory));
     Ok(Way::Files { router: api::router(Api::new(letters, Arc::new(exporters), None)), damaged: damage.len() })
-}
-
-fn filter(select: &Select, ids: Vec<String>) -> Result<Filter, Failure> {
-    let ago = |text: &Option<String>| -> Result<Option<u64>, Failure> {
-        let Some(text) = text else { return Ok(None) };
-        let duration =
-            parse_duration(text).map_err(|reason| Failure::Usage(format!("the duration `{text}` {reason}")))?;
-        Ok(Some((unix_now_ns() / 1_000_000).saturating_sub(duration.as_millis() as u64)))
-    };
-    let reason = match &select.reason {
-        None => None,
-        Some(name) => Some(Reason::parse(name).ok_or_else(|| {
-            let known: Vec<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
-            Failure::Usage(format!("`{name}` is no reason\n  help: there are {}", known.join(", ")))
-        })?),
-    };
-    Ok(Filter {
-        ids,
-        queue: select.queue.clone(),
-        exporter: select.exporter.clone(),
-        signal: select.signal.clone(),
-        reason,
-        service: select.service.clone(),
-        since_unix_ms: ago(&select.since)?,
-        until_unix_ms: ago(&select.until)?,
-    })
-}
-
-/// The filter as it stands in a URL.
-fn query(filter: &Filter) -> String {
-    let mut query = Vec::new();
-    let mut put = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            query.push(format!("{name}={}", escape(&value)));
-        }
-    };
-    put("ids", Some(filter.ids.join(",")).filter(|ids| !ids.is_empty()));
-    put("queue", filter.queue.clone());
-    put("exporter", filter.exporter.clone());
-    put("signal", filter.signal.clone());
-    put("reason", filter.reason.map(|reason| reason.name().to_owned()));
-    put("service", filter.service.clone());
-    put("since_unix_ms", filter.since_unix_ms.map(|ms| ms.to_string()));
-    put("until_unix_ms", filter.until_unix_ms.map(|ms| ms.to_string()));
-    query.join("&")
-}
-
-/// Percent-encodes what has a meaning in a query.
-fn escape(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.,".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
@@ -160,60 +120,6 @@ async fn show(mut way: Way, show: Show) -> Result<(), Failure> {
     if show.place.json { super::queue::print_json(&entry) } else { output::print(&show::entry(&entry)) }
 }
 
-async fn export(mut way: Way, export: Export) -> Result<(), Failure> {
-    let path = format!("/api/v1/dlq/export?{}", query(&filter(&export.select, export.ids)?));
-    let mut sieve = sieve::Sieve::new(output::complain);
-    match export.output {
-        None => {
-            way.stream(Method::GET, &path, Vec::new(), |piece| sieve.take(piece, &mut output::print_bytes)).await?;
-        }
-        Some(target) => {
-            let failed =
-                |error: std::io::Error| Failure::Other(format!("failed to write {}: {error}", target.display()));
-            // Prompts are personal data.
-            let mut file =
-                std::fs::File::options().write(true).create_new(true).mode(0o600).open(&target).map_err(failed)?;
-            let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(failed);
-            way.stream(Method::GET, &path, Vec::new(), |piece| sieve.take(piece, &mut write)).await?;
-            file.sync_all().map_err(failed)?;
-        }
-    }
-    sieve.end()?;
-    match way {
-        Way::Files { damaged, .. } if damaged > 0 => Err(Failure::Other(
-            "the files are damaged where it was said; what can be read of them was exported\n  \
-             help: letters that lay there are lost, unless they can be read by other means"
-                .to_owned(),
-        )),
-        _ => Ok(()),
-    }
-}
-
-async fn edit(mut way: Way, edit: Edit) -> Result<(), Failure> {
-    let path = format!("/api/v1/dlq/{}", escape(&edit.id));
-    let text = match &edit.from {
-        Some(file) => std::fs::read(file)
-            .map_err(|error| Failure::Other(format!("failed to read {}: {error}", file.display())))?,
-        None => {
-            let entry: Entry = way.json(Method::GET, &format!("{path}?payload=true"), Vec::new()).await?;
-            match editor::open(&entry)? {
-                Some(text) => text,
-                None => return output::print("nothing was changed\n"),
-            }
-        }
-    };
-    let edited: Edited = match way.json(Method::PUT, &path, text.clone()).await {
-        Err(Failure::Other(message)) if edit.from.is_none() => {
-            return Err(Failure::Other(format!("{message}\n  help: {}", editor::keep(&edit.id, &text))));
-        }
-        answered => answered?,
-    };
-    if edit.place.json {
-        return super::queue::print_json(&edited);
-    }
-    output::print(&format!("letter {} has {} items now; `forebay dlq replay {0}` sends it\n", edited.id, edited.items))
-}
-
 async fn replay(mut way: Way, replay: Replay) -> Result<(), Failure> {
     let request = ReplayRequest {
         filter: filter(&replay.select, replay.ids)?,
@@ -221,8 +127,9 @@ async fn replay(mut way: Way, replay: Replay) -> Result<(), Failure> {
         to: replay.to,
         rate: replay.rate,
         dry_run: replay.dry_run,
+        failures_max: Some(replay.max_failures),
     };
-    let mut progress = show::ReplayProgress::new(replay.place.json);
+    let mut progress = show::ReplayProgress::new(replay.place.json, Hints::of(&replay.place));
     let mut rest = Vec::new();
     let lines = |bytes: &[u8]| {
         rest.extend_from_slice(bytes);
@@ -242,8 +149,10 @@ async fn purge(mut way: Way, purge: Purge) -> Result<(), Failure> {
     let request = PurgeRequest { filter: filter(&purge.select, purge.ids)?, all: purge.all, dry_run: purge.dry_run };
     let purged: Purged = way.json(Method::POST, "/api/v1/dlq/purge", to_json(&request)?).await?;
     if purge.place.json {
-        return super::queue::print_json(&purged);
+        super::queue::print_json(&purged)?;
+    } else {
+        let word = if purged.dry_run { "would be" } else { "were" };
+        output::print(&format!("{} letters with {} items {word} purged\n", purged.letters, purged.items))?;
     }
-    let word = if purged.dry_run { "would be" } else { "were" };
-    output::print(&format!("{} letters with {} items {word} purged\n", purged.letters, purged.items))
+    select::strangers(&purged.unknown)
 }

@@ -13,6 +13,7 @@ use super::arguments::RunArguments;
 use super::{Failure, ask, output};
 use crate::admin::api::{Retried, RetryRequest};
 use crate::config::Plan;
+use crate::dlq::name_on_disk;
 use crate::storage::log::{Lost, Observer};
 use crate::storage::store::OpenReport;
 use crate::storage::survey::{Depth, survey};
@@ -52,10 +53,14 @@ pub(super) fn existing(run: &RunArguments) -> Result<(PathBuf, Option<Plan>), Fa
 
 pub(super) fn failed(error: &StoreError) -> Failure {
     match error {
-        StoreError::InUse { path, pid } => Failure::Other(format!(
-            "{} is in use by process {pid}: stop it first; inspect, verify and retry work while it runs",
-            path.display()
-        )),
+        StoreError::InUse { path, pid } => {
+            // Whoever has just taken the lock has not signed it yet.
+            let who = if pid.is_empty() { "another process".to_owned() } else { format!("process {pid}") };
+            Failure::Other(format!(
+                "{} is in use by {who}: stop it first; inspect, verify and retry work while it runs",
+                path.display()
+            ))
+        }
         error => Failure::Other(error.to_string()),
     }
 }
@@ -115,6 +120,11 @@ fn open(dir: &Path, notes: &Arc<Notes>) -> Result<(Store, OpenReport), Failure> 
     Store::open(Arc::new(RealDisk), dir, &Options::default(), observer).map_err(|error| failed(&error))
 }
 
+/// The name of a queue or a cursor; that of a pipeline or an exporter stands for its own.
+fn on_disk(name: &Option<String>) -> Option<String> {
+    name.as_deref().map(name_on_disk)
+}
+
 /// What one name's removal brought.
 #[derive(Serialize)]
 struct Forgotten {
@@ -128,6 +138,7 @@ struct Forgotten {
 
 fn forget(command: &Forget) -> Result<(), Failure> {
     let (dir, plan) = existing(&command.place.run)?;
+    let command = &Forget { queue: on_disk(&command.queue), exporter: on_disk(&command.exporter), ..command.clone() };
     if let Some(plan) = &plan {
         refuse_configured(command, plan)?;
     }
@@ -191,7 +202,7 @@ struct RetryReport {
 
 fn retry(command: &Retry) -> Result<(), Failure> {
     let (dir, _) = existing(&command.place.run)?;
-    let request = RetryRequest { queue: command.queue.clone(), exporter: command.exporter.clone() };
+    let request = RetryRequest { queue: on_disk(&command.queue), exporter: on_disk(&command.exporter) };
     let body = serde_json::to_vec(&request).map_err(|error| Failure::Other(error.to_string()))?;
     let answer: Option<Retried> = ask::block_on(async {
         match ask::process(&dir).await? {

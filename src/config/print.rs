@@ -12,7 +12,7 @@ const SECRET_WORDS: &[&str] =
 const SECRET_MAPS: &[&str] = &["headers"];
 
 /// Prints a tree as YAML. Values that came by `${env:…}` or `${file:…}`, and those of keys that hold secrets, are
-/// shown as `[REDACTED]`; the user information of URLs too.
+/// shown as `[REDACTED]`; the user information of URLs and the values in their queries too.
 pub fn to_yaml(node: &Node) -> String {
     let mut out = String::new();
     match &node.value {
@@ -75,20 +75,32 @@ fn inline(node: &Node, secret: bool, out: &mut String) {
         Value::List(_) => "[]".to_owned(),
         Value::Null => "null".to_owned(),
         _ if secret || node.substituted => text(REDACTED),
-        Value::Text(value) => text(&without_user_information(value)),
+        Value::Text(value) => text(&without_secrets(value)),
         Value::Bool(_) | Value::Int(_) | Value::Float(_) => node.scalar_text().unwrap_or_default(),
     };
     out.push_str(&shown);
 }
 
-/// `https://user:password@host` → `https://[REDACTED]@host`.
-fn without_user_information(value: &str) -> String {
+/// `https://user:password@host/?key=value` → `https://[REDACTED]@host/?key=[REDACTED]`.
+fn without_secrets(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
-    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..authority_end].rfind('@') {
-        Some(at) => format!("{scheme}://{REDACTED}{}", &rest[at..]),
-        None => value.to_owned(),
+    let (rest, fragment) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
+    let (address, query) = rest.split_once('?').map_or((rest, None), |(address, query)| (address, Some(query)));
+    let authority_end = address.find('/').unwrap_or(address.len());
+    let mut shown = match address[..authority_end].rfind('@') {
+        Some(at) => format!("{scheme}://{REDACTED}{}", &address[at..]),
+        None => format!("{scheme}://{address}"),
+    };
+    for (index, pair) in query.iter().flat_map(|query| query.split('&')).enumerate() {
+        shown.push(if index == 0 { '?' } else { '&' });
+        match pair.split_once('=') {
+            Some((name, _)) => shown.push_str(&format!("{name}={REDACTED}")),
+            // Without a name it is a value itself.
+            None if pair.is_empty() => {}
+            None => shown.push_str(REDACTED),
+        }
     }
+    shown + fragment
 }
 
 fn pad(indent: usize, out: &mut String) {
@@ -126,4 +138,27 @@ fn text(value: &str) -> String {
     }
     out.push('"');
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_its_password_and_without_the_values_in_its_query() {
+        for (url, shown) in [
+            ("https://user:hush@example.org/v1", "https://[REDACTED]@example.org/v1"),
+            ("https://example.org/v1?key=hush", "https://example.org/v1?key=[REDACTED]"),
+            (
+                "https://u:p@example.org?a=hush&hush&b=#top",
+                "https://[REDACTED]@example.org?a=[REDACTED]&[REDACTED]&b=[REDACTED]#top",
+            ),
+            ("https://example.org/a@b", "https://example.org/a@b"),
+            ("https://example.org/?", "https://example.org/?"),
+            ("https://example.org", "https://example.org"),
+            ("no url?key=value", "no url?key=value"),
+        ] {
+            assert_eq!(without_secrets(url), shown);
+        }
+    }
 }

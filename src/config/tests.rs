@@ -1,4 +1,5 @@
 mod admin;
+mod retry;
 mod status_policy;
 
 use super::*;

@@ -311,7 +311,7 @@ impl Journal {
         if files.current.is_some() {
             self.sync_file(files)?;
         }
-        self.space.check(file_bytes_max, String::new).map_err(io::Error::other)?;
+        self.space.check(file_bytes_max, Default::default).map_err(io::Error::other)?;
         let id = files.next_id;
         files.next_id += 1;
         let file = self.disk.create(&self.dir.join(file_name(id)), 0)?;

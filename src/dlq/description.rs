@@ -97,6 +97,9 @@ pub struct Description {
     /// `service.name` of its first resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_name: Option<String>,
+    /// When its payload was last put there by a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edited_unix_ms: Option<u64>,
     /// Request metadata to be sent with it, in base64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     metadata: Vec<(String, String)>,
@@ -169,6 +172,7 @@ impl Description {
             received_unix_ms: received_unix_ns / 1_000_000,
             first_attempt_unix_ms: None,
             service_name: None,
+            edited_unix_ms: None,
             metadata: Vec::new(),
         }
     }

@@ -1,5 +1,7 @@
 //! Which letters there are, as people and programs see them.
 
+use std::collections::BTreeSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -8,7 +10,7 @@ use crate::otlp::{Encoding, Signal, compression, json};
 use crate::storage::dead_letters::{Letter, LetterError, Row};
 
 use super::scan::{Doubt, Scan};
-use super::{Description, Reason, Shelf};
+use super::{Description, Reason, Shelf, unknown_fields};
 
 /// The only key of a payload that is shown as bytes.
 pub const BASE64_KEY: &str = "base64";
@@ -78,10 +80,19 @@ impl Filter {
     pub(super) fn takes(&self, description: &Description) -> bool {
         let same =
             |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| Some(wanted) == found);
-        same(&self.queue, Some(&description.queue))
-            && same(&self.exporter, description.exporter.as_deref())
+        let queue = self.queue.as_deref();
+        let exporter = self.exporter.as_deref().zip(description.exporter.as_deref());
+        // A pipeline goes by its queue's name, an exporter also by its cursor's, which other commands print.
+        queue.is_none_or(|wanted| wanted == description.queue || name_on_disk(wanted) == description.queue)
+            && (self.exporter.is_none() || exporter.is_some_and(|(wanted, found)| is_exporter(wanted, found)))
             && same(&self.service, description.service_name.as_deref())
             && self.reason.is_none_or(|reason| reason == description.reason)
+    }
+
+    /// The ids that it names and that no letter has.
+    pub fn strangers(&self, shelf: &Shelf) -> Vec<u64> {
+        let named: BTreeSet<u64> = self.ids.iter().filter_map(|id| parse_id(id)).collect();
+        named.into_iter().filter(|id| shelf.row(*id).is_none()).collect()
     }
 
     /// The ids of all letters that are meant, oldest first.
@@ -100,6 +111,16 @@ impl Filter {
         }
         (ids, doubtful)
     }
+}
+
+/// A pipeline's or an exporter's id as queues and cursors are named, unless the configuration says otherwise.
+pub fn name_on_disk(id: &str) -> String {
+    id.replace('/', "-")
+}
+
+/// Whether an exporter is meant by its id, or by the name of its cursor.
+pub fn is_exporter(wanted: &str, id: &str) -> bool {
+    wanted == id || !wanted.contains('/') && wanted == name_on_disk(id)
 }
 
 /// What was last noted about a letter.
@@ -124,6 +145,9 @@ pub struct Entry {
     pub description: Description,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Note>,
+    /// What the payload has that JSON cannot show; there only where the payload was asked for and something is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_fields: Option<String>,
     /// OTLP-JSON; there only when it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<serde_json::Value>,
@@ -139,6 +163,7 @@ impl Entry {
             parked_unix_ms: row.parked_unix_ns / 1_000_000,
             description,
             replay: note.and_then(|note| serde_json::from_slice(note).ok()),
+            unknown_fields: None,
             payload: None,
         }
     }
@@ -204,7 +229,10 @@ pub fn show(shelf: &Shelf, id: u64, with_payload: bool) -> Result<Option<Entry>,
     let Some(letter) = shelf.read(id)? else { return Ok(None) };
     let mut entry = Entry::new(&letter.row, describe(&letter.description), letter.note.as_deref());
     if with_payload {
-        let read = if shelf.is_malformed(id) { None } else { payload_json(&letter).ok() };
+        let is_malformed = shelf.is_malformed(id);
+        let read = if is_malformed { None } else { payload_json(&letter).ok() };
+        entry.unknown_fields =
+            if is_malformed { None } else { unknown_fields(&letter).map(|fields| fields.to_string()) };
         entry.payload = Some(match read.map(|text| serde_json::from_slice(&text)) {
             Some(Ok(value)) => value,
             Some(Err(_)) | None => as_it_is(&letter),

@@ -95,7 +95,8 @@ fn read_classes<K: Ord + Copy>(
         let Some(status) = parse(&key) else {
             let message = format!("{}: expected {expected}, found `{}`", table.path(), key.escape_debug());
             let problem = Problem::error(origin, message);
-            table.report(match nearest(&key.to_ascii_uppercase(), GRPC_NAMES) {
+            // The first is OK, which is no failure.
+            table.report(match nearest(&key.to_ascii_uppercase(), GRPC_NAMES.iter().skip(1).copied()) {
                 Some(name) if expected.contains("gRPC") => problem.with_help(format!("did you mean {name}?")),
                 _ => problem,
             });

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Failures in a row after which the probe goes to another, smaller batch.
+/// Failures in a row after which the probe goes to a smaller batch, and to one more than are leased.
 const ROTATE_AFTER: u32 = 3;
 /// The longest `Retry-After` that is believed; a server that says a year is not believed.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
@@ -53,13 +53,20 @@ struct State {
     failures: u32,
     until: Option<Instant>,
     probe: Option<u64>,
-    last_probe: Option<u64>,
-    /// Who waits: ticket and bytes.
-    waiting: Vec<(u64, u64)>,
+    waiting: Vec<Waiting>,
     next_ticket: u64,
     /// Counts changes of health, so that many requests that fail together count once.
     epoch: u64,
     delay: Duration,
+}
+
+/// A request that waits for its turn.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    ticket: u64,
+    bytes: u64,
+    /// How often it failed before.
+    failures: u32,
 }
 
 /// One per destination.
@@ -106,13 +113,26 @@ impl Clock {
         self.state.lock().failures == 0
     }
 
-    /// Waits until this request of `bytes` may go: at once while the destination is well, as its only probe else.
-    pub async fn enter(&self, bytes: u64) -> Pass<'_> {
+    /// How long a request waits that has failed so often while others passed.
+    pub fn delay_alone(&self, failures: u32) -> Duration {
+        self.policy.delay(failures, None)
+    }
+
+    /// Whether the destination fails time and again, and everything that waits has failed at least so often: what is
+    /// wrong may be wrong with just these, and something else should be tried.
+    pub fn wants_another(&self, failures: u32) -> bool {
+        let state = self.state.lock();
+        state.failures >= ROTATE_AFTER && state.waiting.iter().all(|waiting| waiting.failures >= failures)
+    }
+
+    /// Waits until this request of `bytes`, which failed so often before, may go: at once while the destination is well, as
+    /// its only probe else.
+    pub async fn enter(&self, bytes: u64, failures: u32) -> Pass<'_> {
         let ticket = {
             let mut state = self.state.lock();
             state.next_ticket += 1;
             let ticket = state.next_ticket;
-            state.waiting.push((ticket, bytes));
+            state.waiting.push(Waiting { ticket, bytes, failures });
             ticket
         };
         let mut queued = Queued { clock: self, ticket, entered: false };
@@ -127,7 +147,7 @@ impl Clock {
                         state.probe = Some(ticket);
                     }
                     queued.entered = true;
-                    state.waiting.retain(|(other, _)| *other != ticket);
+                    state.waiting.retain(|other| other.ticket != ticket);
                     return Pass { clock: self, ticket, epoch: state.epoch, open: true };
                 }
                 // A probe that is out, or another's turn, ends with a notification.
@@ -154,20 +174,19 @@ struct Queued<'a> {
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         if !self.entered {
-            self.clock.state.lock().waiting.retain(|(other, _)| *other != self.ticket);
+            self.clock.state.lock().waiting.retain(|other| other.ticket != self.ticket);
             self.clock.changed.notify_waiters();
         }
     }
 }
 
 impl State {
-    /// Who probes next: the longest waiting; after some failures the smallest that is not the one that just failed.
+    /// Who probes next: what failed the least often, and of those the longest waiting; after some failures the smallest.
     fn chosen(&self) -> Option<u64> {
-        if self.failures < ROTATE_AFTER {
-            return self.waiting.iter().map(|(ticket, _)| *ticket).min();
-        }
-        let others = self.waiting.iter().filter(|(ticket, _)| Some(*ticket) != self.last_probe);
-        others.min_by_key(|(ticket, bytes)| (*bytes, *ticket)).or(self.waiting.first()).map(|(ticket, _)| *ticket)
+        let is_small_first = self.failures >= ROTATE_AFTER;
+        let rank =
+            |waiting: &&Waiting| (waiting.failures, if is_small_first { waiting.bytes } else { 0 }, waiting.ticket);
+        self.waiting.iter().min_by_key(rank).map(|waiting| waiting.ticket)
     }
 }
 
@@ -191,6 +210,15 @@ impl Pass<'_> {
         self.clock.changed.notify_waiters();
     }
 
+    /// It failed while others passed. None: the others go on, and this one waits alone.
+    pub fn failed_alone(mut self) -> Option<Duration> {
+        if self.clock.is_open() {
+            self.open = false;
+            return None;
+        }
+        Some(self.failed(None))
+    }
+
     /// The destination did not take it for reasons of its own; returns the wait now in force.
     pub fn failed(mut self, retry_after: Option<Duration>) -> Duration {
         self.open = false;
@@ -208,7 +236,6 @@ impl Pass<'_> {
         if state.probe == Some(self.ticket) {
             state.probe = None;
         }
-        state.last_probe = Some(self.ticket);
         let delay = state.delay;
         drop(state);
         self.clock.changed.notify_waiters();
@@ -259,7 +286,7 @@ mod tests {
         let clock = Arc::new(Clock::new(policy()));
         let mut passes = Vec::new();
         for _ in 0..10 {
-            passes.push(clock.enter(1).await);
+            passes.push(clock.enter(1, 0).await);
         }
         for pass in passes {
             pass.failed(None);
@@ -270,7 +297,7 @@ mod tests {
             .map(|_| {
                 let (clock, probing) = (Arc::clone(&clock), Arc::clone(&probing));
                 tokio::spawn(async move {
-                    let pass = clock.enter(1).await;
+                    let pass = clock.enter(1, 0).await;
                     let before = probing.fetch_add(1, Ordering::SeqCst);
                     assert!(clock.is_open() || before == 0, "two probes at once");
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -285,23 +312,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_three_failures_the_probe_goes_to_a_smaller_batch() {
+    async fn after_three_failures_the_probe_goes_to_the_smallest_batch_that_failed_the_least_often() {
         let clock = Arc::new(Clock::new(RetryPolicy { randomization_factor: 0.0, ..policy() }));
         for _ in 0..3 {
-            clock.enter(1000).await.failed(None);
+            clock.enter(1000, 0).await.failed(None);
         }
         let order = Arc::new(Mutex::new(Vec::new()));
-        let enter = |name: &'static str, bytes: u64| {
+        let enter = |name: &'static str, bytes: u64, failures: u32| {
             let (clock, order) = (Arc::clone(&clock), Arc::clone(&order));
             tokio::spawn(async move {
-                let pass = clock.enter(bytes).await;
+                let pass = clock.enter(bytes, failures).await;
                 order.lock().push(name);
                 pass.succeeded();
             })
         };
-        let (large, small) = (enter("large", 1000), enter("small", 10));
-        large.await.expect("no panic");
-        small.await.expect("no panic");
-        assert_eq!(*order.lock(), ["small", "large"]);
+        let (tried, large, small) = (enter("tried", 1, 3), enter("large", 1000, 0), enter("small", 10, 0));
+        for task in [tried, large, small] {
+            task.await.expect("no panic");
+        }
+        assert_eq!(order.lock()[0], "small", "the smallest of those that failed the least often");
     }
 }

@@ -16,14 +16,13 @@ use super::clock::Pass;
 use super::gather::{item_count, memory_share};
 use super::isolate::{Isolation, Refusal};
 use super::parking::{Envelope, unix_now_ms};
+use super::tries::{Fault, Leave, Place, Tries};
 use super::{Destination, batch};
 
-/// A batch that fails retryably this often while others pass is split, or set aside when it is one item.
-const STUMBLES_MAX: u32 = 5;
 /// Errors of one destination are logged this often at the most; the count is in the metrics.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// A lease with its place among the requests in flight.
+/// A lease with its place among the batches of its destination.
 pub(super) struct Leased {
     pub signal: Signal,
     pub destination: Arc<Destination>,
@@ -32,29 +31,10 @@ pub(super) struct Leased {
     pub memory: Option<OwnedSemaphorePermit>,
     /// Inflated bytes of all its records.
     pub bytes: u64,
-    pub _slot: OwnedSemaphorePermit,
+    pub place: Place,
     /// It was refused before, and the destination has taken something since: another refusal says nothing new.
     pub was_refused: bool,
     pub draining: CancellationToken,
-}
-
-/// Failures of one batch, or part of one, between which the destination took something else.
-#[derive(Debug, Default)]
-pub(super) struct Stumbles {
-    count: u32,
-    last: Option<Instant>,
-}
-
-impl Stumbles {
-    /// Whether it fails while others pass, time and again.
-    pub fn failed(&mut self, destination: &Destination) -> bool {
-        let accepted_at = destination.proof.accepted_at();
-        if self.last.is_none_or(|last| accepted_at.is_some_and(|at| at > last)) {
-            self.count += 1;
-        }
-        self.last = Some(Instant::now());
-        self.count >= STUMBLES_MAX
-    }
 }
 
 /// What came of one request.
@@ -63,7 +43,7 @@ pub(super) enum Answer {
     Taken { rejected_items: u64 },
     /// It refused the content.
     Refused(Failure),
-    /// It, or the way to it, is ill.
+    /// It, or the way to it, is ill, or the batch makes it so.
     Failed(Failure),
 }
 
@@ -74,7 +54,7 @@ impl Leased {
         let first_attempt = Instant::now();
         let first_attempt_unix_ms = unix_now_ms();
         let mut attempts = 0;
-        let mut stumbles = Stumbles::default();
+        let mut tries = Tries::of_batch(self.lease.held_at());
         let unproven_since = self.lease.unproven_since();
         self.was_refused = unproven_since.is_some_and(|at| destination.proof.took_something_since(at));
         loop {
@@ -82,34 +62,27 @@ impl Leased {
                 self.lease.shed();
                 self.memory = None;
             }
-            // Dropped: the batch stays in the queue for the next start.
-            let Some(pass) = leave_to_send(&destination, &self.draining, bytes).await else { return };
-            if self.memory.is_none() {
-                let share = memory_share(bytes, &destination);
-                let memory = Arc::clone(&destination.memory);
-                // Who has the memory may wait for the probe to end: the probe, of which there is one, does without.
-                self.memory = match pass.is_probe() {
-                    true => memory.try_acquire_many_owned(share).ok(),
-                    false => memory.acquire_many_owned(share).await.ok(),
-                };
-            }
+            let Some(leave) = tries.leave(&self.place, &destination, &self.draining, bytes).await else {
+                return self.stay();
+            };
+            self.take_memory(&leave.pass).await;
             if self.lease.records().is_empty()
                 && let Err(error) = self.lease.reload().await
             {
                 tracing::error!(exporter = %destination.id, %error, "failed to read a batch again; trying later");
-                pass.failed(None);
+                leave.pass.failed(None);
                 continue;
             }
             let items = match self.lease.claim().await {
                 Ok(true) => item_count(&self.lease),
                 Ok(false) => {
-                    drop(pass);
+                    drop(leave);
                     return self.lease.settle_empty();
                 }
                 Err(error) => {
                     self.lease.unclaim();
                     tracing::error!(exporter = %destination.id, %error, "failed to read a batch again; trying later");
-                    pass.failed(None);
+                    leave.pass.failed(None);
                     continue;
                 }
             };
@@ -117,22 +90,26 @@ impl Leased {
             let request = match built {
                 Ok(request) => request,
                 Err(error) => {
-                    drop(pass);
+                    drop(leave);
                     tracing::error!(exporter = %destination.id, %error, "a stored record cannot be sent");
                     return self.hold(items, Why::of(error.to_string()));
                 }
             };
             let envelope = self.envelope(&request, first_attempt_unix_ms);
             let records = self.lease.records().len();
+            if self.lease.left().is_some() {
+                drop(leave);
+                return self.resume(request, envelope).await;
+            }
             if items > 1 && request.payload.len() as u64 > destination.request_bytes_max() {
                 // One record, larger than the destination takes: it goes in parts from the beginning.
-                drop(pass);
+                drop(leave);
                 return Isolation::new(self, request, envelope).await.run().await;
             }
             // The request has the bytes now.
             self.lease.shed();
             attempts += 1;
-            let answer = self.export(request, pass, &envelope).await;
+            let answer = self.export(request, leave, &envelope, &mut tries).await;
             self.memory = None;
             let failure = match answer {
                 Answer::Taken { rejected_items } => {
@@ -150,21 +127,59 @@ impl Leased {
                 let reason = if expired { Reason::Expired } else { Reason::RetryDisabled };
                 return self.park_all(envelope, items, attempts, reason, failure).await;
             }
-            if stumbles.failed(&destination) {
+            if tries.are_spent() {
                 return self.isolate(envelope, items, attempts, Refusal::Stubborn, failure).await;
             }
+            tries.give_way(&mut self.place, &destination);
         }
     }
 
-    /// Sends one request on its pass and counts what comes of it.
-    pub(super) async fn export(&self, request: Batch, pass: Pass<'_>, envelope: &Envelope) -> Answer {
+    /// Memory for the batch, if it has none.
+    pub(super) async fn take_memory(&mut self, pass: &Pass<'_>) {
+        if self.memory.is_none() {
+            let share = memory_share(self.bytes, &self.destination);
+            let memory = Arc::clone(&self.destination.memory);
+            // Who has the memory may wait for the probe to end: the probe, of which there is one, does without.
+            self.memory = match pass.is_probe() {
+                true => memory.try_acquire_many_owned(share).ok(),
+                false => memory.acquire_many_owned(share).await.ok(),
+            };
+        }
+    }
+
+    /// The same for what is not sent.
+    pub(super) async fn wait_for_memory(&mut self) {
+        if self.memory.is_none() {
+            let share = memory_share(self.bytes, &self.destination);
+            self.memory = Arc::clone(&self.destination.memory).acquire_many_owned(share).await.ok();
+        }
+    }
+
+    /// The process is stopping: the batch stays in the queue for the next start. Not dropped, or it would be leased again.
+    pub(super) fn stay(self) {
+        self.lease.hold(Why::stopping());
+    }
+
+    /// Sends one request and counts what comes of it.
+    pub(super) async fn export(
+        &self,
+        request: Batch,
+        leave: Leave<'_>,
+        envelope: &Envelope,
+        tries: &mut Tries,
+    ) -> Answer {
+        let pass = leave.pass;
         let destination = &self.destination;
         let (signal, items) = (request.signal, request.items);
         let keeps_partial = destination.parking.as_ref().is_some_and(|parking| parking.keeps_partial);
         let copy = keeps_partial.then(|| request.payload.clone());
+        // Innermost: who has one waits for the answer alone. The semaphore is never closed.
+        let slot = destination.slots.acquire().await;
         destination.meter.in_flight(&destination.id, signal, 1);
+        let sent_at = Instant::now();
         let outcome = destination.exporter.export(request).await;
         destination.meter.in_flight(&destination.id, signal, -1);
+        drop(slot);
         let failure = match outcome {
             Outcome::Delivered => {
                 pass.succeeded();
@@ -211,8 +226,11 @@ impl Leased {
             }
             return Answer::Refused(failure);
         }
-        let delay = pass.failed(failure.retry_after);
-        log_failure(&destination.id, &failure, delay);
+        // A destination that names a time means everybody.
+        let waits_alone = tries.failed(destination, sent_at) == Fault::Own && failure.retry_after.is_none();
+        let delay = if waits_alone { pass.failed_alone() } else { Some(pass.failed(failure.retry_after)) };
+        let delay = delay.unwrap_or_else(|| tries.wait_alone(destination));
+        log_failure(destination, &failure, delay);
         Answer::Failed(failure)
     }
 
@@ -247,14 +265,8 @@ impl Leased {
 
     /// Finds what in a refused batch is refused, and delivers the rest.
     async fn isolate(mut self, envelope: Envelope, items: u64, attempts: u32, refusal: Refusal, failure: Failure) {
-        let destination = Arc::clone(&self.destination);
-        let checked_at = Instant::now();
-        if destination.proof.refuses_everything() && !self.takes_what_it_took(&envelope).await {
-            let message = format!("the destination refuses everything: {}", failure.message);
-            let since = self.lease.unproven_since().unwrap_or(checked_at);
-            self.hold(items, Why::unproven(message, since));
-            return destination.proof.is_wanted_since(checked_at);
-        }
+        let Some(still_to_do) = self.hold_if_hopeless(&envelope, items, &failure.message).await else { return };
+        self = still_to_do;
         match self.reload_and_claim().await {
             Ok(true) => {}
             Ok(false) => return self.lease.settle_empty(),
@@ -273,12 +285,33 @@ impl Leased {
         }
     }
 
+    /// Goes on with what the destination has not taken of it yet.
+    async fn resume(self, request: Batch, envelope: Envelope) {
+        let reason = "held before";
+        if let Some(still_to_do) = self.hold_if_hopeless(&envelope, request.items, reason).await {
+            let mut isolation = Isolation::new(still_to_do, request, envelope).await;
+            isolation.begin_with_the_left();
+            isolation.run().await;
+        }
+    }
+
+    /// Sets it aside if its destination refuses everything. None: it did.
+    async fn hold_if_hopeless(self, envelope: &Envelope, items: u64, message: &str) -> Option<Leased> {
+        let destination = Arc::clone(&self.destination);
+        let checked_at = Instant::now();
+        if !destination.proof.refuses_everything() || self.takes_what_it_took(envelope).await {
+            return Some(self);
+        }
+        let message = format!("the destination refuses everything: {message}");
+        let since = self.lease.unproven_since().unwrap_or(checked_at);
+        self.hold(items, Why::unproven(message, since));
+        destination.proof.is_wanted_since(checked_at);
+        None
+    }
+
     /// False: it was given up while it waited.
     async fn reload_and_claim(&mut self) -> std::io::Result<bool> {
-        if self.memory.is_none() {
-            let share = memory_share(self.bytes, &self.destination);
-            self.memory = Arc::clone(&self.destination.memory).acquire_many_owned(share).await.ok();
-        }
+        self.wait_for_memory().await;
         if self.lease.records().is_empty() {
             self.lease.reload().await?;
         }
@@ -325,31 +358,16 @@ impl Leased {
             "a batch was refused and is set aside; later ones go on. It is kept and tried again every {} s and at restart",
             crate::queue::book::HELD_RETRY_AFTER.as_secs()
         );
-        self.destination.meter.held(&self.destination.id, self.signal, items);
-    }
-}
-
-/// None when the process is stopping and the destination is in backoff: nobody waits for it then.
-pub(super) async fn leave_to_send<'d>(
-    destination: &'d Destination,
-    draining: &CancellationToken,
-    bytes: u64,
-) -> Option<Pass<'d>> {
-    tokio::select! {
-        pass = destination.clock.enter(bytes) => Some(pass),
-        () = hopeless(draining, destination) => None,
-    }
-}
-
-async fn hopeless(draining: &CancellationToken, destination: &Destination) {
-    draining.cancelled().await;
-    while !destination.clock.is_waiting() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        // What comes again and is held again was counted.
+        if self.lease.held_at().is_none() {
+            self.destination.meter.held(&self.destination.id, self.signal, items);
+        }
     }
 }
 
 /// One line per destination and some seconds; the rest is counted.
-fn log_failure(exporter: &str, failure: &Failure, delay: Duration) {
+fn log_failure(destination: &Destination, failure: &Failure, delay: Duration) {
+    let exporter = destination.id.as_str();
     use parking_lot::Mutex;
     use std::collections::BTreeMap;
     static LAST: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
@@ -358,8 +376,13 @@ fn log_failure(exporter: &str, failure: &Failure, delay: Duration) {
         return;
     }
     last.insert(exporter.to_owned(), Instant::now());
+    let (class, status, message) = (failure.class, failure.status, &failure.message);
+    if !destination.retry_enabled {
+        tracing::warn!(exporter, ?class, ?status, %message, "a request failed, and is not tried again: retry is disabled");
+        return;
+    }
     tracing::warn!(
-        exporter, class = ?failure.class, status = ?failure.status, retry_in_ms = delay.as_millis() as u64,
-        message = %failure.message, "a request failed; its data is kept and tried again"
+        exporter, ?class, ?status, retry_in_ms = delay.as_millis() as u64, %message,
+        "a request failed; its data is kept and tried again"
     );
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +11,7 @@ use crate::queue::{Lease, Subscription};
 
 use super::Destination;
 use super::deliver::Leased;
+use super::tries::Place;
 
 pub(super) struct Delivery {
     pub subscription: Arc<Subscription>,
@@ -21,7 +21,7 @@ pub(super) struct Delivery {
 
 impl Delivery {
     /// Leases the next batch; waits a little for more when it would be small.
-    pub async fn next(&self, slot: OwnedSemaphorePermit) -> std::io::Result<Option<Leased>> {
+    pub async fn next(&self, place: Place) -> std::io::Result<Option<Leased>> {
         let policy = &self.destination.batch;
         let limits = self.destination.lease_limits();
         // Memory first: what the lease may bring at the most.
@@ -53,7 +53,7 @@ impl Delivery {
             destination: Arc::clone(&self.destination),
             lease,
             memory: Some(memory),
-            _slot: slot,
+            place,
             was_refused: false,
             draining: self.draining.clone(),
         }))

@@ -7,22 +7,25 @@
 //! ([`REFUSALS_IN_ROW_MAX`]) and the batch is held. When it refuses that many in a row later, an item that it
 //! took is sent once more, to learn whether it still takes anything.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::dlq::{Parcel, Reason};
+use crate::dlq::Reason;
 use crate::exporters::{Batch, Failure, Payload};
 use crate::otlp::edit;
-use crate::queue::{Settled, Why};
-use crate::storage::Record;
+use crate::queue::Why;
+use crate::storage::RangeSet;
 
-use super::deliver::{Answer, Leased, Stumbles, leave_to_send};
+use super::batch;
+use super::deliver::{Answer, Leased};
 use super::parking::Envelope;
 use super::proof::REFUSALS_IN_ROW_MAX;
+use super::records::Records;
+use super::tries::{Leave, Place, Tries};
 
 /// Cuts at a boundary must leave at least this many eighths on each side.
 const SIDE_EIGHTHS_MIN: usize = 3;
@@ -52,27 +55,31 @@ struct Part {
 
 /// One item that was refused alone, or items of one record that may not be tried again.
 #[derive(Debug)]
-struct Poison {
-    items: Range<usize>,
-    attempts: u32,
-    refusal: Refusal,
-    failure: Failure,
+pub(super) struct Poison {
+    pub items: Range<usize>,
+    pub attempts: u32,
+    pub refusal: Refusal,
+    pub failure: Failure,
+    /// When it was refused nothing showed that the destination takes anything: it may have refused everything just then.
+    is_doubtful: bool,
 }
 
 pub(super) struct Isolation {
-    leased: Leased,
-    envelope: Envelope,
+    pub(super) leased: Leased,
+    pub(super) envelope: Envelope,
+    /// Of all of the batch. Empty while it waits for its destination without a place.
     payload: Bytes,
     items: Vec<edit::Item>,
-    /// Where in `items` each record of the lease begins.
-    record_starts: Vec<usize>,
+    pub(super) records: Records,
     /// Small ones at the back.
     parts: VecDeque<Part>,
-    poison: Vec<Poison>,
-    /// An item that was taken.
-    taken: Option<usize>,
+    pub(super) poison: Vec<Poison>,
+    /// Items that were taken, also in an earlier try.
+    pub(super) taken: RangeSet,
+    /// One of them, from this try.
+    pub(super) sample: Option<usize>,
     /// Parts that were taken but for so many items.
-    rejected: Vec<(Range<usize>, u64)>,
+    pub(super) rejected: Vec<(Range<usize>, u64)>,
     /// Refusals since the destination took something, from anybody, and when that was.
     refusals_in_row: u32,
     accepted_at: Option<Instant>,
@@ -80,7 +87,9 @@ pub(super) struct Isolation {
     is_late: bool,
     /// A single item was refused and nothing was ever taken: the poison is less likely in the largest part left.
     looks_elsewhere: bool,
-    began_at: Instant,
+    /// What is left waits for the next start, which is no news.
+    pub(super) is_quiet: bool,
+    pub(super) began_at: Instant,
 }
 
 /// What became of sending a part.
@@ -98,27 +107,24 @@ impl Isolation {
             // It was validated and counted at the door; what is not as it was then is not taken apart.
             items.clear();
         }
-        let mut next = 0;
-        let starts = leased.lease.records().iter().map(|record| {
-            next += record.items as usize;
-            next - record.items as usize
-        });
-        let record_starts = starts.collect();
+        let records = Records::of(leased.lease.records());
         let whole = Part { items: 0..items.len(), attempts: 0, is_suspect: false, is_certain: false };
         Isolation {
             leased,
             envelope,
             payload,
             items,
-            record_starts,
+            records,
             parts: VecDeque::from([whole]),
             poison: Vec::new(),
-            taken: None,
+            taken: RangeSet::new(),
+            sample: None,
             rejected: Vec::new(),
             refusals_in_row: 0,
             accepted_at: None,
             is_late: false,
             looks_elsewhere: false,
+            is_quiet: false,
             began_at: Instant::now(),
         }
     }
@@ -131,10 +137,26 @@ impl Isolation {
         }
     }
 
+    /// Some of its one record was taken before it was set aside.
+    pub fn begin_with_the_left(&mut self) {
+        let Some(left) = self.leased.lease.left().cloned() else { return };
+        if left.items().last().is_none_or(|last| last.end > self.items.len()) {
+            return;
+        }
+        self.parts.clear();
+        let mut taken_from = 0;
+        for items in left.items() {
+            self.taken.insert(taken_from..items.start as u64);
+            taken_from = items.end as u64;
+            self.parts.push_back(Part { items: items.clone(), attempts: 0, is_suspect: false, is_certain: false });
+        }
+        self.taken.insert(taken_from..self.items.len() as u64);
+    }
+
     pub async fn run(mut self) {
         if self.items.is_empty() {
             let reason = self.poison.pop().map(|poison| poison.failure.message);
-            return self.hold_all(Why::of(reason.unwrap_or_else(|| "it cannot be taken apart".to_owned())));
+            return self.hold_rest(Why::of(reason.unwrap_or_else(|| "it cannot be taken apart".to_owned())));
         }
         let mut last_failure = self.poison.last().map(|poison| poison.failure.message.clone());
         while let Some(part) = self.next_part() {
@@ -144,7 +166,7 @@ impl Isolation {
                 destination.proof.found_to_refuse_everything();
                 let message = format!("the destination refuses everything: {}", last_failure.unwrap_or_default());
                 let since = self.refused_at();
-                self.hold_all(Why::unproven(message, since));
+                self.hold_rest(Why::unproven(message, since));
                 return destination.proof.is_wanted_since(checked_at);
             }
             let count = part.items.len();
@@ -156,12 +178,9 @@ impl Isolation {
             }
             let part = Part { attempts: part.attempts + 1, ..part };
             match self.send(&part).await {
-                Sent::Ended => return,
+                Sent::Ended => return self.stay(),
                 Sent::Taken { rejected_items } => {
-                    self.taken = Some(part.items.start);
-                    if rejected_items > 0 {
-                        self.rejected.push((part.items.clone(), rejected_items));
-                    }
+                    self.was_taken(&part, rejected_items);
                     self.mark_sibling(&part);
                 }
                 Sent::Not(refusal, failure) => {
@@ -170,7 +189,43 @@ impl Isolation {
                 }
             }
         }
-        self.conclude().await;
+        match self.ask_again().await {
+            true => self.conclude().await,
+            false => self.stay(),
+        }
+    }
+
+    /// A destination that takes something now may take what it refused before: each of that has one more try. False: the
+    /// process is stopping.
+    async fn ask_again(&mut self) -> bool {
+        let takes_now = self.sample.is_some() || self.leased.destination.proof.took_something_since(self.began_at);
+        if !takes_now {
+            return true;
+        }
+        for poison in std::mem::take(&mut self.poison) {
+            if !poison.is_doubtful || poison.refusal != Refusal::Permanent {
+                self.poison.push(poison);
+                continue;
+            }
+            let attempts = poison.attempts + 1;
+            let part = Part { items: poison.items.clone(), attempts, is_suspect: false, is_certain: false };
+            match self.send(&part).await {
+                Sent::Ended => return false,
+                Sent::Taken { rejected_items } => self.was_taken(&part, rejected_items),
+                Sent::Not(refusal, failure) => {
+                    self.poison.push(Poison { attempts, refusal, failure, ..poison });
+                }
+            }
+        }
+        true
+    }
+
+    fn was_taken(&mut self, part: &Part, rejected_items: u64) {
+        self.taken.insert(part.items.start as u64..part.items.end as u64);
+        self.sample = Some(part.items.start);
+        if rejected_items > 0 {
+            self.rejected.push((part.items.clone(), rejected_items));
+        }
     }
 
     fn next_part(&mut self) -> Option<Part> {
@@ -187,13 +242,17 @@ impl Isolation {
         self.refusals_in_row >= REFUSALS_IN_ROW_MAX && !self.leased.was_refused
     }
 
+    pub(super) fn item_count(&self) -> usize {
+        self.items.len()
+    }
+
     /// When something in it was refused first, as far as is known.
-    fn refused_at(&self) -> Instant {
+    pub(super) fn refused_at(&self) -> Instant {
         self.leased.lease.unproven_since().unwrap_or(self.began_at)
     }
 
-    async fn still_takes_something(&self) -> bool {
-        let Some(item) = self.taken else { return self.leased.takes_what_it_took(&self.envelope).await };
+    async fn still_takes_something(&mut self) -> bool {
+        let Some(item) = self.sample else { return self.leased.takes_what_it_took(&self.envelope).await };
         let part = Part { items: item..item + 1, attempts: 0, is_suspect: false, is_certain: false };
         matches!(self.send(&part).await, Sent::Taken { .. })
     }
@@ -202,34 +261,27 @@ impl Isolation {
         if let Refusal::Final(reason) = refusal {
             // Nothing is wrong with it that a search would find.
             self.is_late |= reason == Reason::Expired;
-            let of_records = self.by_record(part.items).into_iter();
-            self.poison.extend(of_records.map(|items| Poison {
+            let of_records = self.records.apart(part.items).into_iter();
+            self.poison.extend(of_records.map(|(_, items)| Poison {
                 items,
                 attempts: part.attempts,
                 refusal,
                 failure: failure.clone(),
+                is_doubtful: false,
             }));
             return;
         }
         self.refusals_in_row += 1;
         if part.items.len() <= 1 {
-            self.looks_elsewhere = self.taken.is_none();
-            self.poison.push(Poison { items: part.items, attempts: part.attempts, refusal, failure });
+            self.looks_elsewhere = self.sample.is_none();
+            let is_doubtful = self.sample.is_none() && !self.leased.destination.proof.takes_others();
+            self.poison.push(Poison { items: part.items, attempts: part.attempts, refusal, failure, is_doubtful });
             return;
         }
         if failure.too_large {
             self.leased.destination.learn_too_large(self.bytes_of(&part));
         }
         self.split(part, failure.too_large, refusal == Refusal::Permanent && !failure.too_large);
-    }
-
-    /// These items, those of each record apart.
-    fn by_record(&self, items: Range<usize>) -> Vec<Range<usize>> {
-        let mut cuts = vec![items.start];
-        cuts.extend(self.record_starts.iter().copied().filter(|start| *start > items.start && *start < items.end));
-        cuts.dedup();
-        cuts.push(items.end);
-        cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
     }
 
     /// Puts both halves among the parts.
@@ -249,7 +301,7 @@ impl Isolation {
         let nearest = |is_boundary: &dyn Fn(usize) -> bool| {
             near.clone().filter(|at| is_boundary(*at)).min_by_key(|at| at.abs_diff(middle))
         };
-        nearest(&|at| self.record_starts.binary_search(&at).is_ok())
+        nearest(&|at| self.records.begins_at(at))
             .or_else(|| nearest(&|at| self.items[at].resource != self.items[at - 1].resource))
             .or_else(|| nearest(&|at| self.items[at].scope != self.items[at - 1].scope))
             .unwrap_or(middle)
@@ -282,31 +334,37 @@ impl Isolation {
         }
     }
 
-    fn part_payload(&self, part: &Part) -> Bytes {
-        if part.items.len() == self.items.len() {
+    /// The message of these items alone.
+    pub(super) fn payload_of(&self, items: &Range<usize>) -> Bytes {
+        if items.len() == self.items.len() {
             return self.payload.clone();
         }
-        let kept = edit::retain(self.leased.signal, &self.payload, &mut |index| part.items.contains(&index));
+        let kept = edit::retain(self.leased.signal, &self.payload, &mut |index| items.contains(&index));
         // What was walked once is walked again without an error.
         kept.ok().flatten().map_or_else(|| self.payload.clone(), Bytes::from)
     }
 
-    async fn send(&self, part: &Part) -> Sent {
-        let destination = &self.leased.destination;
-        let payload = self.part_payload(part);
+    async fn send(&mut self, part: &Part) -> Sent {
+        let destination = Arc::clone(&self.leased.destination);
+        let bytes = self.bytes_of(part);
         let first_attempt = Instant::now();
-        let mut stumbles = Stumbles::default();
+        let mut tries = Tries::of_part();
         loop {
-            let leave = leave_to_send(destination, &self.leased.draining, payload.len() as u64);
-            // Dropped: the whole batch comes again.
-            let Some(pass) = leave.await else { return Sent::Ended };
+            let leave = tries.leave(&self.leased.place, &destination, &self.leased.draining, bytes);
+            let Some(leave) = leave.await else { return Sent::Ended };
+            if let Err(error) = self.restore(&leave).await {
+                tracing::error!(exporter = %destination.id, %error, "failed to read a batch again; trying later");
+                leave.pass.failed(None);
+                continue;
+            }
+            let payload = self.payload_of(&part.items);
             let request = Batch {
                 signal: self.leased.signal,
                 items: part.items.len() as u64,
-                payload: Payload::from(payload.clone()),
+                payload: Payload::from(payload),
                 metadata: self.envelope.metadata.clone(),
             };
-            let failure = match self.leased.export(request, pass, &self.envelope).await {
+            let failure = match self.leased.export(request, leave, &self.envelope, &mut tries).await {
                 Answer::Taken { rejected_items } => return Sent::Taken { rejected_items },
                 Answer::Refused(failure) => return Sent::Not(Refusal::Permanent, failure),
                 Answer::Failed(failure) => failure,
@@ -318,102 +376,45 @@ impl Isolation {
             if !destination.retry_enabled {
                 return Sent::Not(Refusal::Final(Reason::RetryDisabled), failure);
             }
-            if stumbles.failed(destination) {
+            if tries.are_spent() {
                 return Sent::Not(Refusal::Stubborn, failure);
+            }
+            tries.give_way(&mut self.leased.place, &destination);
+            if matches!(self.leased.place, Place::Aside { .. }) {
+                self.shed();
             }
         }
     }
 
-    /// Every part was taken, stands alone, or had its last try: the poison is parked or held, the rest is settled.
-    async fn conclude(self) {
-        let destination = &self.leased.destination;
-        let checked_at = Instant::now();
-        // Only a destination that takes something else says something about this batch.
-        let proof = &destination.proof;
-        let is_proven = self.taken.is_some()
-            || self.leased.was_refused
-            || proof.took_something_since(self.began_at)
-            || proof.takes_others()
-            || (self.poison.iter().any(|poison| poison.refusal == Refusal::Permanent)
-                && self.leased.takes_what_it_took(&self.envelope).await);
-        let reason = |poison: &Poison| match poison.refusal {
-            Refusal::Permanent if is_proven && poison.failure.too_large => Some(Reason::TooLarge),
-            Refusal::Permanent if is_proven => Some(Reason::Rejected),
-            Refusal::Final(reason) => Some(reason),
-            Refusal::Permanent | Refusal::Stubborn => None,
-        };
-        let (parked, unparked): (Vec<_>, Vec<_>) = self.poison.iter().partition(|poison| reason(poison).is_some());
-        let mut held: BTreeSet<u64> =
-            unparked.iter().filter_map(|poison| self.sequence_of(poison.items.start)).collect();
-        let mut why_held = unparked.last().map(|poison| poison.failure.message.as_str());
-        // A held record comes again whole, with whatever else is refused in it.
-        let is_free =
-            |poison: &&&Poison| self.sequence_of(poison.items.start).is_none_or(|record| !held.contains(&record));
-        let parked: Vec<_> = parked.iter().filter(is_free).collect();
-        let mut letters = Vec::new();
-        for poison in &parked {
-            letters.extend(reason(poison).map(|reason| self.letter(poison, reason)));
-            // Each walks over the whole batch, and there may be thousands: others have their turn.
-            tokio::task::yield_now().await;
+    /// Reads again what was given back.
+    async fn restore(&mut self, leave: &Leave<'_>) -> std::io::Result<()> {
+        if self.payload.is_empty() {
+            self.leased.take_memory(&leave.pass).await;
+            self.read_again().await?;
         }
-        let settled = match parked.last() {
-            None => Settled::by_delivery(),
-            Some(last) => match destination.park(letters).await {
-                Some((durable, fates)) => Settled::in_part_by_dead_letters(durable, fates),
-                None => {
-                    held.extend(parked.iter().filter_map(|poison| self.sequence_of(poison.items.start)));
-                    why_held = Some(last.failure.message.as_str());
-                    Settled::by_delivery()
-                }
-            },
-        };
-        // Items of records that are held come again, and count when those are settled.
-        let is_settled = |item: &usize| self.sequence_of(*item).is_none_or(|record| !held.contains(&record));
-        let rejected =
-            self.rejected.iter().map(|(part, items)| (*items).min(part.clone().filter(is_settled).count() as u64));
-        let settled = settled.rejected(rejected.sum());
-        let why_held = why_held.unwrap_or_default().to_owned();
-        let is_unproven = !is_proven && unparked.iter().any(|poison| poison.refusal == Refusal::Permanent);
-        let why_held = if is_unproven { Why::unproven(why_held, self.refused_at()) } else { Why::of(why_held) };
-        let is_held =
-            |poison: &&Poison| self.sequence_of(poison.items.start).is_some_and(|record| held.contains(&record));
-        let held_items = self.poison.iter().filter(is_held).map(|poison| poison.items.len() as u64).sum();
-        if held_items > 0 {
-            self.leased.log_held(held_items, &why_held.message);
+        Ok(())
+    }
+
+    /// The same, for the letters.
+    pub(super) async fn restore_unsent(&mut self) -> std::io::Result<()> {
+        if self.payload.is_empty() {
+            self.leased.wait_for_memory().await;
+            self.read_again().await?;
         }
-        self.leased.lease.settle_except(settled, &held, &why_held);
-        if is_unproven {
-            self.leased.destination.proof.is_wanted_since(checked_at);
-        }
+        Ok(())
     }
 
-    fn letter(&self, poison: &Poison, reason: Reason) -> Parcel {
-        let items = poison.items.clone();
-        let count = items.len() as u64;
-        let payload = self.part_payload(&Part { items, attempts: 0, is_suspect: false, is_certain: false });
-        let id = &self.leased.destination.id;
-        let record = self.record_of(poison.items.start);
-        let envelope = Envelope {
-            received_unix_ns: record.map_or(self.envelope.received_unix_ns, |record| record.received_unix_ns),
-            sequence: record.map(|record| record.sequence),
-            ..self.envelope.clone()
-        };
-        envelope.letter(id, reason, &poison.failure, poison.attempts, count, payload)
+    async fn read_again(&mut self) -> std::io::Result<()> {
+        self.leased.lease.reload_these(|sequence| self.records.has(sequence)).await?;
+        let request = batch::build(self.leased.signal, self.leased.lease.records()).await;
+        self.payload = request.map_err(std::io::Error::other)?.payload.into_bytes();
+        Ok(())
     }
 
-    /// The record that an item came in.
-    fn record_of(&self, item: usize) -> Option<&Record> {
-        let place = self.record_starts.partition_point(|start| *start <= item).checked_sub(1)?;
-        self.leased.lease.records().get(place)
-    }
-
-    fn sequence_of(&self, item: usize) -> Option<u64> {
-        self.record_of(item).map(|record| record.sequence)
-    }
-
-    fn hold_all(self, reason: Why) {
-        let records = self.leased.lease.records();
-        let items = records.iter().map(|record| u64::from(record.items)).sum();
-        self.leased.hold(items, reason);
+    /// Gives the memory back while it waits.
+    fn shed(&mut self) {
+        self.payload = Bytes::new();
+        self.leased.lease.shed();
+        self.leased.memory = None;
     }
 }

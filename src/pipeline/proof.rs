@@ -8,8 +8,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::batch;
-use super::deliver::{Answer, Leased, leave_to_send};
+use super::deliver::{Answer, Leased};
 use super::parking::Envelope;
+use super::tries::Tries;
 
 /// A destination that took nothing while it refused this many requests in a row is taken to refuse everything: then its
 /// batches are held, not split and parked.
@@ -115,9 +116,10 @@ impl Leased {
             if request.payload.len() as u64 > destination.request_bytes_max() {
                 continue;
             }
-            let leave = leave_to_send(destination, &self.draining, request.payload.len() as u64);
-            let Some(pass) = leave.await else { return false };
-            match self.export(request, pass, envelope).await {
+            let mut tries = Tries::of_part();
+            let leave = tries.leave(&self.place, destination, &self.draining, request.payload.len() as u64);
+            let Some(leave) = leave.await else { return false };
+            match self.export(request, leave, envelope, &mut tries).await {
                 Answer::Taken { .. } => {
                     tracing::warn!(
                         exporter = %destination.id, sequence = record.sequence,

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Left;
+
 /// Ranges that may be set aside at once; then the exporter stops taking fresh records, but for probes.
 pub const HELD_RANGES_MAX: usize = 256;
 /// The same with the probes that were refused.
@@ -17,8 +19,24 @@ pub const HELD_RETRY_AFTER: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) struct Held {
     pub range: Range<u64>,
-    pub retry_at: Instant,
+    pub at: Instant,
     pub reason: Why,
+    pub left: Option<Left>,
+}
+
+impl Held {
+    pub fn retry_at(&self) -> Instant {
+        self.at + HELD_RETRY_AFTER
+    }
+}
+
+/// What is known of records that are tried again; nothing of what a restart finds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    pub unproven_since: Option<Instant>,
+    pub held_at: Option<Instant>,
+    /// Some of it is the destination's already.
+    pub left: Option<Left>,
 }
 
 /// Why something is set aside.
@@ -33,6 +51,10 @@ pub struct Why {
 impl Why {
     pub fn of(message: String) -> Why {
         Why { message, unproven_since: None }
+    }
+
+    pub fn stopping() -> Why {
+        Why::of("the process was stopping".to_owned())
     }
 
     pub fn unproven(message: String, since: Instant) -> Why {
@@ -50,12 +72,12 @@ pub(super) struct Out {
 }
 
 /// Where a lease's records come from, and go back to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     /// Fresh ones, and those of a lease that was dropped.
     First,
     /// Those whose time has come after they were set aside, or after a restart: such as may fail once more.
-    Retry { unproven_since: Option<Instant> },
+    Retry(Again),
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +85,7 @@ pub(super) struct Book {
     /// Ranges whose lease came back unsettled, in the order they came back.
     redeliver: VecDeque<Range<u64>>,
     /// Ranges that are tried again, in turn with fresh records.
-    retry: VecDeque<(Range<u64>, Option<Instant>)>,
+    retry: VecDeque<(Range<u64>, Again)>,
     was_retry: bool,
     held: Vec<Held>,
     /// With as much set aside as may be, one fresh lease shows whether the destination takes something else.
@@ -78,7 +100,7 @@ pub(super) struct Book {
 impl Book {
     /// After a restart, with what was left unsettled between what was settled.
     pub fn begin(unsettled: Vec<Range<u64>>) -> Book {
-        let retry = unsettled.into_iter().map(|range| (range, None)).collect();
+        let retry = unsettled.into_iter().map(|range| (range, Again::default())).collect();
         Book { retry, may_probe: true, ..Book::default() }
     }
 
@@ -101,15 +123,15 @@ impl Book {
         if !self.was_retry {
             return None;
         }
-        let (range, unproven_since) = self.retry.pop_front()?;
-        Some((range, Turn::Retry { unproven_since }))
+        let (range, again) = self.retry.pop_front()?;
+        Some((range, Turn::Retry(again)))
     }
 
     /// The rest of a range that was too much for one lease, to be the next one.
     pub fn put_back_first(&mut self, range: Range<u64>, turn: Turn) {
         match turn {
             Turn::First => self.redeliver.push_front(range),
-            Turn::Retry { unproven_since } => self.retry.push_front((range, unproven_since)),
+            Turn::Retry(again) => self.retry.push_front((range, again)),
         }
     }
 
@@ -117,16 +139,14 @@ impl Book {
     pub fn take_back(&mut self, number: u64) {
         match self.out.remove(&number) {
             Some(Out { range, turn: Turn::First, .. }) => self.redeliver.push_back(range),
-            Some(Out { range, turn: Turn::Retry { unproven_since }, .. }) => {
-                self.retry.push_back((range, unproven_since));
-            }
+            Some(Out { range, turn: Turn::Retry(again), .. }) => self.retry.push_back((range, again)),
             None => {}
         }
     }
 
     /// True: from now on no fresh records may be leased.
-    pub fn hold(&mut self, range: Range<u64>, reason: Why) -> bool {
-        self.held.push(Held { range, retry_at: Instant::now() + HELD_RETRY_AFTER, reason });
+    pub fn hold(&mut self, range: Range<u64>, reason: Why, left: Option<Left>) -> bool {
+        self.held.push(Held { range, at: Instant::now(), reason, left });
         self.held.len() == HELD_RANGES_MAX
     }
 
@@ -140,7 +160,9 @@ impl Book {
         self.held = later;
         self.may_probe |= due.iter().any(|held| held.reason.unproven_since.is_some());
         let count = due.len() as u64;
-        self.retry.extend(due.into_iter().map(|held| (held.range, held.reason.unproven_since)));
+        self.retry.extend(due.into_iter().map(|Held { range, at, reason, left }| {
+            (range, Again { unproven_since: reason.unproven_since, held_at: Some(at), left })
+        }));
         count
     }
 
@@ -171,7 +193,7 @@ impl Book {
     }
 
     fn retries_out(&self) -> usize {
-        self.out.values().filter(|out| matches!(out.turn, Turn::Retry { .. })).count()
+        self.out.values().filter(|out| matches!(out.turn, Turn::Retry(_))).count()
     }
 
     /// Of ranges that are settled nothing is left to lease.

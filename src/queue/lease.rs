@@ -1,6 +1,5 @@
 //! Records on their way to a destination.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,12 +8,20 @@ use tokio::time::Instant;
 use crate::storage::log::Position;
 use crate::storage::{Record, Weight};
 
-use super::book::{Turn, Why};
+use super::book::{Again, Turn, Why};
 use super::subscription::{is_disks, overlap};
-use super::{LeaseLimits, Settled, Subscription};
+use super::{LeaseLimits, Left, Settled, Subscription};
 
 fn weight_of(records: &[Record]) -> Weight {
     records.iter().fold(Weight::default(), |sum, record| sum.plus(&record.weight()))
+}
+
+/// Records of a lease that are set aside.
+#[derive(Debug)]
+pub struct HeldPart {
+    pub sequences: Range<u64>,
+    /// If its destination has some of it, which is one record then: the rest.
+    pub left: Option<Left>,
 }
 
 /// Records on their way to a destination. Dropping it redelivers them.
@@ -33,7 +40,7 @@ pub struct Lease {
 
 impl Lease {
     pub(super) fn new(subscription: &Arc<Subscription>, covers: Range<u64>, turn: Turn, records: Vec<Record>) -> Lease {
-        let number = subscription.book.lock().lend(covers.clone(), turn);
+        let number = subscription.book.lock().lend(covers.clone(), turn.clone());
         let weight = weight_of(&records);
         Lease { subscription: Arc::clone(subscription), number, turn, covers, records, weight, open: true }
     }
@@ -115,9 +122,23 @@ impl Lease {
 
     /// When its records were refused first, if they come again because nothing showed that the destination takes anything.
     pub fn unproven_since(&self) -> Option<Instant> {
-        match self.turn {
+        self.again().and_then(|again| again.unproven_since)
+    }
+
+    /// When it was set aside, if it comes again for that.
+    pub fn held_at(&self) -> Option<Instant> {
+        self.again().and_then(|again| again.held_at)
+    }
+
+    /// What of its one record is to be sent, if the destination has some of it already.
+    pub fn left(&self) -> Option<&Left> {
+        self.again().and_then(|again| again.left.as_ref())
+    }
+
+    fn again(&self) -> Option<&Again> {
+        match &self.turn {
             Turn::First => None,
-            Turn::Retry { unproven_since } => unproven_since,
+            Turn::Retry(again) => Some(again),
         }
     }
 
@@ -201,6 +222,13 @@ impl Lease {
         Ok(())
     }
 
+    /// The same, of those records alone.
+    pub async fn reload_these(&mut self, is_meant: impl Fn(u64) -> bool) -> std::io::Result<()> {
+        self.reload().await?;
+        self.records.retain(|record| is_meant(record.sequence));
+        Ok(())
+    }
+
     /// The records are somebody else's now.
     pub fn settle(mut self, mut settled: Settled) {
         self.open = false;
@@ -209,26 +237,27 @@ impl Lease {
         self.finish();
     }
 
-    /// Settles all records but those with the sequences in `held`, which are set aside one by one.
-    pub fn settle_except(mut self, mut settled: Settled, held: &BTreeSet<u64>, reason: &Why) {
+    /// Settles all records but those in `held` (ascending). `weights`: of all records (ascending), which need not be in memory.
+    pub fn settle_except(mut self, mut settled: Settled, weights: &[(u64, Weight)], held: Vec<HeldPart>, reason: &Why) {
         if held.is_empty() {
             return self.settle(settled);
         }
         self.open = false;
-        let Lease { subscription, covers, records, .. } = &self;
+        let Lease { subscription, covers, .. } = &self;
         let mut settle = |range: Range<u64>| {
-            let inside: Vec<_> = records.iter().filter(|record| range.contains(&record.sequence)).collect();
-            let weight = inside.iter().fold(Weight::default(), |sum, record| sum.plus(&record.weight()));
+            let at = |sequence: u64| weights.partition_point(|(other, _)| *other < sequence);
+            let inside = &weights[at(range.start)..at(range.end)];
+            let weight = inside.iter().fold(Weight::default(), |sum, (_, weight)| sum.plus(weight));
             if !range.is_empty() {
                 let fates = settled.others.take(weight.items, settled.rest);
                 subscription.log.settle_weighed(&subscription.cursor, range, weight, &fates);
             }
         };
         let mut from = covers.start;
-        for sequence in held.range(covers.clone()) {
-            settle(from..*sequence);
-            from = sequence + 1;
-            subscription.hold(*sequence..from, reason.clone());
+        for HeldPart { sequences, left } in held {
+            settle(from..sequences.start);
+            from = sequences.end;
+            subscription.hold(sequences, reason.clone(), left);
         }
         settle(from..covers.end);
         self.finish();
@@ -237,7 +266,7 @@ impl Lease {
     /// Sets the records aside; later ones go on. They are tried again after [`super::book::HELD_RETRY_AFTER`] and after a restart.
     pub fn hold(mut self, reason: Why) {
         self.open = false;
-        self.subscription.hold(self.covers.clone(), reason);
+        self.subscription.hold(self.covers.clone(), reason, self.left().cloned());
         self.finish();
     }
 

@@ -1,8 +1,8 @@
 //! At the cap, the oldest records of exporters with `on_full: drop` are given up so that intake goes on.
 //!
 //! Storage raises [`crate::storage::Store::pressure`] when room runs short; a thread of its own then gives up whole
-//! segments that nobody else holds, and what an exporter has beyond its `queue_size`. The space comes back with the
-//! next checkpoint.
+//! segments that nobody else holds, and what an exporter has beyond its `queue_size`. The space comes back with a
+//! checkpoint, which the thread does not wait for.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -61,7 +61,12 @@ impl Overflow {
                     if stopping.load(Ordering::Acquire) {
                         return;
                     }
-                    relieve(&store, &givers);
+                    if relieve(&store, &givers)
+                        && let Err(error) = store.checkpoint()
+                    {
+                        // The keeper tries again, and says so too.
+                        tracing::debug!(%error, "what was given up comes back later");
+                    }
                     let is_beyond = givers.iter().any(|giver| giver.subscription.excess().is_some());
                     // What raised it may not have been durable yet, and so not counted.
                     again = (was_raised || is_beyond).then_some(AGAIN_AFTER);
@@ -90,8 +95,8 @@ impl Drop for Overflow {
     }
 }
 
-/// One round: what exporters have beyond their own limits, then what the disk needs back.
-pub fn relieve(store: &Store, givers: &[Giver]) {
+/// One round: what exporters have beyond their own limits, then what the disk needs back. Whether segments became free.
+pub fn relieve(store: &Store, givers: &[Giver]) -> bool {
     for giver in givers {
         if let Some((sizer, excess)) = giver.subscription.excess() {
             give_up(giver, 0..u64::MAX, Some((sizer, excess)));
@@ -103,7 +108,7 @@ pub fn relieve(store: &Store, givers: &[Giver]) {
     let room_ahead = FREE_SEGMENTS * store.segment_bytes();
     let (ahead, wanted) = (missing(room_ahead), missing(store.space().take_wanted()));
     if ahead == 0 && wanted == 0 {
-        return;
+        return false;
     }
     // Dead letters take as much of the file system as the queue gives back: where that is short, they would make no room.
     let parks_in_vain = store.space().shortfall_of_disk(room_ahead) > coming_back;
@@ -127,21 +132,22 @@ pub fn relieve(store: &Store, givers: &[Giver]) {
     let possible: u64 = candidates.values().map(bytes).sum();
     // For a request that will not fit whatever goes, nothing goes.
     let mut needed = if wanted <= possible { wanted.max(ahead) } else { ahead };
+    let mut has_freed = false;
     for _ in 0..SEGMENTS_PER_ROUND_MAX {
-        if needed == 0 {
-            return;
-        }
         // The queue that holds the most of what may go gives first.
-        let Some((queue, segments)) = candidates.iter_mut().max_by_key(|(_, segments)| bytes(segments)) else { return };
-        let Some(segment) = segments.pop_front() else { return };
+        let fullest = candidates.iter_mut().max_by_key(|(_, segments)| bytes(segments));
+        let Some((queue, segments)) = fullest.filter(|_| needed > 0) else { break };
+        let Some(segment) = segments.pop_front() else { break };
         let mut is_free = true;
         for giver in givers.iter().filter(|giver| giver.subscription.queue() == *queue) {
             is_free &= give_up(giver, segment.sequences.clone(), None);
         }
         if is_free {
             needed = needed.saturating_sub(segment.allocated_bytes);
+            has_freed = true;
         }
     }
+    has_freed
 }
 
 /// Whether everything in the range is settled now.

@@ -17,6 +17,8 @@ use super::{Accepted, Budget, Intake, Offer, Refused, RefusedReason, metadata};
 
 /// When a client may come back after a full queue, and after a failed disk.
 pub const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
+/// Where the room comes back whatever destinations do.
+pub const RETRY_AFTER_BRIEF: Duration = Duration::from_secs(1);
 pub const RETRY_AFTER_STORAGE: Duration = Duration::from_secs(10);
 pub const RETRY_AFTER_STOPPING: Duration = Duration::from_secs(1);
 
@@ -102,6 +104,7 @@ fn no_pipeline(signal: Signal) -> Refused {
 
 pub(super) fn refused_full(full: &Full) -> Refused {
     let (reason, retry_after) = match full {
+        full if full.is_brief() => (RefusedReason::Full, RETRY_AFTER_BRIEF),
         Full::Cap { .. } | Full::FileSystem { .. } | Full::Backlog { .. } => (RefusedReason::Full, RETRY_AFTER_FULL),
         Full::Failed(_) => (RefusedReason::Storage, RETRY_AFTER_STORAGE),
         Full::Closed => (RefusedReason::Stopping, RETRY_AFTER_STOPPING),

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use crate::storage::log::Position;
 use crate::storage::{Durable, Fate, Fates, Log, Record, Weight};
 
-use super::Lease;
-use super::book::{Book, HELD_RANGES_MAX, Turn, Why};
+use super::book::{Book, HELD_RANGES_MAX, Held, Turn, Why};
+use super::{Lease, Left};
 
 /// Proof that records are somebody else's from now on (back door). Made from a delivery, or from the receipt of the
 /// dead-letter queue; only this moves a cursor.
@@ -160,9 +160,9 @@ impl Subscription {
         book.has_again() || (fresh < end && book.takes_fresh())
     }
 
-    pub(super) fn hold(&self, range: Range<u64>, reason: Why) {
+    pub(super) fn hold(&self, range: Range<u64>, reason: Why, left: Option<Left>) {
         let message = reason.message.clone();
-        if self.book.lock().hold(range, reason) {
+        if self.book.lock().hold(range, reason, left) {
             tracing::error!(
                 exporter = %self.cursor, queue = %self.log.id(), reason = %message,
                 "so much is set aside ({HELD_RANGES_MAX} ranges) that no fresh records are taken until some of it is delivered or \
@@ -175,8 +175,8 @@ impl Subscription {
     fn release_due(&self) -> Option<Instant> {
         let mut book = self.book.lock();
         let now = Instant::now();
-        book.release_held(|held| held.retry_at <= now);
-        book.held().iter().map(|held| held.retry_at).min()
+        book.release_held(|held| held.retry_at() <= now);
+        book.held().iter().map(Held::retry_at).min()
     }
 
     /// The destination has taken something: what wanted only that is to be tried now.
@@ -203,12 +203,12 @@ impl Subscription {
         let again = self.book.lock().next_again(has_fresh);
         if let Some((range, turn)) = again {
             // Put back if the read fails or is cancelled.
-            let mut lease = Lease::new(self, range.clone(), turn, Vec::new());
+            let mut lease = Lease::new(self, range.clone(), turn.clone(), Vec::new());
             let (records, next) = match self.read(Position::at(range.start), range.end, limits).await {
                 Err(error) if is_disks(&error) => {
                     let end = self.log.end_of_segment(range.start).min(range.end);
                     if end < range.end {
-                        self.book.lock().put_back_first(end..range.end, turn);
+                        self.book.lock().put_back_first(end..range.end, turn.clone());
                     }
                     lease.cover_to(end);
                     lease.hold(unreadable(&error));

@@ -58,13 +58,17 @@ impl Retry {
         if !retry.enabled {
             table.warn(
                 "enabled",
-                "nothing is deleted: with retry disabled a refused batch is set aside, and tried again every 5 minutes and at start",
+                "nothing is deleted: with retry disabled a batch that fails once, also while its destination is away, becomes \
+                 a dead letter (`retry_disabled`) and waits for `forebay dlq replay`",
             );
         }
         if let Some(elapsed) = retry.max_elapsed_time {
             table.warn(
                 "max_elapsed_time",
-                format!("nothing is deleted: after {elapsed:?} a batch is set aside, and tried again every 5 minutes and at start"),
+                format!(
+                    "nothing is deleted: a batch that still fails after {elapsed:?} becomes a dead letter (`expired`) and \
+                     waits for `forebay dlq replay`"
+                ),
             );
         }
         retry

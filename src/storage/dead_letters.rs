@@ -101,6 +101,11 @@ pub enum LetterError {
         "the dead-letter queue is full: {allocated_bytes} of {max_bytes} bytes are allocated, {letters} letters wait"
     )]
     Cap { allocated_bytes: u64, max_bytes: u64, letters: usize },
+    #[error(
+        "{len} bytes of dead letters do not fit into the dead-letter queue even when it is empty: it may hold {max_bytes} \
+         bytes; raise dead_letters.max_size well above {len}"
+    )]
+    NeverFits { len: u64, max_bytes: u64 },
     #[error("no room for dead letters: {0}")]
     Disk(#[from] Full),
     #[error("a letter of {len} bytes is too large for the dead-letter queue")]
@@ -119,7 +124,7 @@ impl LetterError {
     /// Whether a cap or a full disk is the reason.
     pub fn is_full(&self) -> bool {
         match self {
-            LetterError::Cap { .. } | LetterError::Disk(_) => true,
+            LetterError::Cap { .. } | LetterError::NeverFits { .. } | LetterError::Disk(_) => true,
             LetterError::Io { cause, .. } => {
                 matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
@@ -196,11 +201,10 @@ impl DeadLetterLog {
     /// Puts another letter in the place of this one, under the same id. False: there is none of that id.
     pub fn replace(&self, id: u64, letter: NewLetter) -> Result<bool, LetterError> {
         let mut state = self.state.lock();
-        if state.index.get(id).is_none() {
-            return Ok(false);
-        }
-        // Repairs lead to room: at the cap they may go beyond it.
-        self.write(&mut state, vec![Entry::letter(Some(id), letter)], Room::Beyond)?;
+        let Some(before) = state.index.get(id).map(|row| row.stored_len as usize) else { return Ok(false) };
+        // Repairs lead to room: at the cap they may go beyond it, but not by what they add.
+        let room = if letter.payload.len() < before { Room::Beyond } else { Room::Repair };
+        self.write(&mut state, vec![Entry::letter(Some(id), letter)], room)?;
         self.tidy(&mut state);
         Ok(true)
     }
@@ -294,6 +298,24 @@ impl DeadLetterLog {
             self.seal(&mut state);
             self.write_seals(&state);
         }
+    }
+
+    /// The most that may be allocated, if that counts.
+    fn cap(&self, room: Room) -> Option<u64> {
+        match room {
+            Room::Capped => Some(self.options.max_bytes),
+            Room::Repair => Some(self.options.max_bytes + self.options.segment_bytes()),
+            Room::Beyond => None,
+        }
+    }
+
+    /// Why there is no room for records of `needed` bytes.
+    fn no_room(&self, state: &State, needed: u64) -> LetterError {
+        let max_bytes = self.options.max_bytes;
+        if self.segment_len(needed) > max_bytes {
+            return LetterError::NeverFits { len: needed, max_bytes };
+        }
+        self.at_cap(state)
     }
 
     fn at_cap(&self, state: &State) -> LetterError {

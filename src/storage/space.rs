@@ -3,6 +3,7 @@
 //! The cap counts everything in the data directory but dead letters and the ring of what was malformed: those have bounds
 //! of their own, and what was parked to make room must not take that room (docs/decisions/009). The floor guards all.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +33,7 @@ pub enum Full {
         "the queue is at its cap: {allocated_bytes} of {max_bytes} bytes are allocated, and {wanted_bytes} more, in whole \
          segments, do not fit{holder}"
     )]
-    Cap { allocated_bytes: u64, max_bytes: u64, wanted_bytes: u64, holder: String },
+    Cap { allocated_bytes: u64, max_bytes: u64, wanted_bytes: u64, holder: Holder },
     #[error(
         "the file system of {path} has {available_bytes} bytes free, and {floor_bytes} must stay free: {wanted_bytes} more, \
          in whole segments, do not fit; the queue takes {allocated_bytes} bytes{holder}"
@@ -43,7 +44,7 @@ pub enum Full {
         floor_bytes: u64,
         wanted_bytes: u64,
         allocated_bytes: u64,
-        holder: String,
+        holder: Holder,
     },
     #[error(
         "the sending queue of exporter \"{exporter}\" in queue \"{queue}\" is full: {waiting} of {size} {unit} wait \
@@ -56,12 +57,56 @@ pub enum Full {
     Closed,
 }
 
+/// Who keeps records in the room that is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Holder {
+    /// Not looked for.
+    #[default]
+    Unknown,
+    Nobody,
+    /// Not even one segment fits.
+    Never,
+    Exporter {
+        exporter: String,
+        queue: String,
+        records_behind: u64,
+        /// At the cap it gives its records up, or over.
+        gives_way: bool,
+    },
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Holder::Unknown => Ok(()),
+            Holder::Nobody => f.write_str(", held by no exporter: in use, or back with the next checkpoint"),
+            Holder::Never => {
+                f.write_str(", and never will: it takes a higher forebay.queue.max_size, or a larger file system")
+            }
+            Holder::Exporter { exporter, queue, records_behind, .. } => {
+                write!(f, ", held by exporter \"{exporter}\" in queue \"{queue}\", {records_behind} records behind")
+            }
+        }
+    }
+}
+
 impl Full {
-    fn held_by(mut self, name: impl FnOnce() -> String) -> Full {
+    fn held_by(mut self, find: impl FnOnce() -> Holder) -> Full {
         if let Full::FileSystem { holder, .. } = &mut self {
-            *holder = name();
+            *holder = find();
         }
         self
+    }
+
+    /// Whether the room comes back by itself, whatever destinations do.
+    pub fn is_brief(&self) -> bool {
+        match self {
+            Full::Cap { holder, .. } => {
+                matches!(holder, Holder::Nobody | Holder::Exporter { gives_way: true, .. })
+            }
+            Full::FileSystem { holder, .. } => matches!(holder, Holder::Exporter { gives_way: true, .. }),
+            Full::Backlog { .. } | Full::Failed(_) | Full::Closed => false,
+        }
     }
 }
 
@@ -162,8 +207,8 @@ impl Space {
         }
     }
 
-    /// Whether `bytes` more may be allocated now. `holder` names, for the message, who holds the space.
-    pub fn check(&self, bytes: u64, holder: impl FnOnce() -> String) -> Result<(), Full> {
+    /// Whether `bytes` more may be allocated now. `holder` finds who holds the space.
+    pub fn check(&self, bytes: u64, holder: impl FnOnce() -> Holder) -> Result<(), Full> {
         let allocated_bytes = self.allocated_bytes();
         if allocated_bytes.saturating_add(bytes) > self.max_bytes {
             let (max_bytes, wanted_bytes) = (self.max_bytes, bytes);
@@ -182,7 +227,7 @@ impl Space {
                 floor_bytes: self.floor_bytes,
                 wanted_bytes: bytes,
                 allocated_bytes: self.allocated_bytes(),
-                holder: String::new(),
+                holder: Holder::default(),
             });
         }
         Ok(())

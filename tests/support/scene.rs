@@ -75,9 +75,22 @@ impl Scene {
 
     /// Posts OTLP-JSON; the status.
     pub async fn post(&self, signal: &str, text: String) -> u16 {
+        self.answer(signal, text).await.0
+    }
+
+    /// The same, with what the answer says.
+    pub async fn answer(&self, signal: &str, text: String) -> (u16, String) {
         let url = format!("http://127.0.0.1:{}/v1/{signal}", self.http_port);
         let sending = self.client.post(url).header("content-type", "application/json").body(text).send();
-        sending.await.expect("answered").status().as_u16()
+        let answer = sending.await.expect("answered");
+        (answer.status().as_u16(), answer.text().await.expect("whole"))
+    }
+
+    /// Posts traces as protobuf; they are acknowledged.
+    pub async fn post_protobuf(&self, body: Vec<u8>) {
+        let url = format!("http://127.0.0.1:{}/v1/traces", self.http_port);
+        let request = self.client.post(url).header("content-type", "application/x-protobuf");
+        assert_eq!(request.body(body).send().await.expect("answered").status(), 200);
     }
 
     /// Posts a request with spans of these names; it is acknowledged.

@@ -35,7 +35,11 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Wanted<T> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Wanted<T>, Response> {
         match Query::try_from_uri(&parts.uri) {
             Ok(Query(wanted)) => Ok(Wanted(wanted)),
-            Err(rejection) => Err(refuse(StatusCode::BAD_REQUEST, rejection.body_text(), DESCRIBED)),
+            Err(rejection) => {
+                let text = rejection.body_text();
+                let reason = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+                Err(refuse(StatusCode::BAD_REQUEST, format!("the query cannot be read: {reason}"), DESCRIBED))
+            }
         }
     }
 }

@@ -9,12 +9,27 @@ use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 
 use super::asked::Wanted;
-use super::dlq::{LINES, MALFORMED, Selection, impossible};
+use super::dlq::{LINES, MALFORMED, NO_LETTER, Selection, impossible};
 use super::{Api, blocking};
 use crate::dlq::{self, Shelf, format_id};
 
-/// How the line begins that stands for a letter that is left out. No line of a payload begins so.
+/// How the line begins that stands for a letter that is left out, and the one before a letter that is not whole. No line of
+/// a payload begins so.
 pub const LEFT_OUT_START: &[u8] = b"{\"forebayLeftOut\":";
+pub const INCOMPLETE_START: &[u8] = b"{\"forebayIncomplete\":";
+
+/// A line before a letter's own, of which JSON cannot show everything.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Incomplete {
+    #[serde(rename = "forebayIncomplete")]
+    pub incomplete: IncompleteLetter,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct IncompleteLetter {
+    pub id: String,
+    pub missing: String,
+}
 
 /// A line in place of a letter. To a reader of OTLP-JSON, which passes over fields that it does not know, it is an empty
 /// request.
@@ -43,7 +58,8 @@ pub async fn export(State(api): State<Arc<Api>>, Wanted(selection): Wanted<Selec
         let is_wanted = |id: u64| !filter.ids.is_empty() || !selecting.is_malformed(id);
         let doubts = doubtful.into_iter().filter(|doubt| is_wanted(doubt.id));
         let doubts = doubts.map(|doubt| Err((doubt.id, doubt.error.to_string())));
-        ids.into_iter().filter(|id| is_wanted(*id)).map(Ok).chain(doubts).collect::<Vec<_>>()
+        let strangers = filter.strangers(&selecting).into_iter().map(|id| Err((id, NO_LETTER.to_owned())));
+        ids.into_iter().filter(|id| is_wanted(*id)).map(Ok).chain(doubts).chain(strangers).collect::<Vec<_>>()
     };
     let letters = match blocking(select).await {
         Ok(letters) => letters,
@@ -72,20 +88,29 @@ pub async fn export(State(api): State<Arc<Api>>, Wanted(selection): Wanted<Selec
 
 fn left_out(id: u64, error: String) -> Vec<u8> {
     let id = format_id(id);
-    tracing::error!(letter = %id, %error, "a dead letter cannot be exported and is left out");
+    // A slip of whoever asks is no fault here.
+    if error != NO_LETTER {
+        tracing::error!(letter = %id, %error, "a dead letter cannot be exported and is left out");
+    }
     // Text always can be written.
     let mut line = serde_json::to_vec(&LeftOut { left_out: LeftOutLetter { id, error } }).unwrap_or_default();
     line.push(b'\n');
     line
 }
 
-/// One letter as a line; None when it is gone.
+/// One letter as a line, with one before it where something is missing in it; None when it is gone.
 fn exported(shelf: &Shelf, id: u64) -> Result<Option<Vec<u8>>, String> {
     let Some(letter) = shelf.read(id).map_err(|error| error.to_string())? else { return Ok(None) };
     if shelf.is_malformed(id) {
         return Err(MALFORMED.to_owned());
     }
-    let mut line = dlq::payload_json(&letter)?;
-    line.push(b'\n');
-    Ok(Some(line))
+    let mut lines = Vec::new();
+    if let Some(fields) = dlq::unknown_fields(&letter) {
+        let incomplete = IncompleteLetter { id: format_id(id), missing: fields.to_string() };
+        lines = serde_json::to_vec(&Incomplete { incomplete }).map_err(|error| error.to_string())?;
+        lines.push(b'\n');
+    }
+    lines.append(&mut dlq::payload_json(&letter)?);
+    lines.push(b'\n');
+    Ok(Some(lines))
 }

@@ -1,31 +1,32 @@
 //! Dead letters sent again, one after the other, for as long as somebody listens.
 
+mod send;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::asked::Order;
-use super::dlq::{LINES, MALFORMED, failed, unclear};
-use super::{Api, blocking, refuse};
-use crate::dlq::{Filter, Note, Shelf, format_id};
-use crate::storage::dead_letters::LetterError;
-use crate::storage::unix_now_ns;
+use send::{Sending, Tally};
 
-/// Lines that wait for a slow reader, and for how long: another replay waits for this one.
+use super::asked::Order;
+use super::dlq::{LINES, failed, unclear};
+use super::{Api, blocking, refuse};
+use crate::dlq::{Filter, Shelf, format_id};
+use crate::storage::dead_letters::LetterError;
+
+/// Lines that wait for a slow reader.
 const LINES_AHEAD: usize = 16;
-const READER_PATIENCE: Duration = Duration::from_secs(60);
 /// Slowest replay, letters a second: its pause must fit into a clock.
 const RATE_MIN: f64 = 0.001;
-/// Longest reason that is noted about a letter.
-const MESSAGE_BYTES_MAX: usize = 1 << 10;
+/// Failures in a row after which a destination gets no more letters, unless another number is asked for.
+pub const FAILURES_MAX_DEFAULT: u32 = 5;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -37,6 +38,8 @@ pub struct ReplayRequest {
     /// Letters a second at the most.
     pub rate: Option<f64>,
     pub dry_run: bool,
+    /// A destination that fails so often in a row gets no more letters, which stay as they are; 0: it gets them all.
+    pub failures_max: Option<u32>,
 }
 
 /// A rate that letters can be sent at, or why it is none.
@@ -64,7 +67,20 @@ pub enum Progress {
         failed: usize,
         items: u64,
         dry_run: bool,
+        /// Letters that were not tried, for the destination that they go to had failed too often.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        left: usize,
+        /// Those destinations, and what they said last.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        stopped: Vec<String>,
+        /// Ids that were named and that no letter has.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unknown: Vec<String>,
     },
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Progress {
@@ -92,25 +108,38 @@ pub async fn replay(State(api): State<Arc<Api>>, Order(request): Order<ReplayReq
     if let Some(Err(error)) = request.rate.map(check_rate) {
         return refuse(StatusCode::BAD_REQUEST, error, "leave it out to send as fast as the exporter takes");
     }
+    let to = match request.to.as_deref().map(|name| api.resend.exporter(name)).transpose() {
+        Ok(to) => to,
+        Err(error) => {
+            return refuse(StatusCode::BAD_REQUEST, error, "name one of these as `to`; no letter was touched");
+        }
+    };
     let shelf = Arc::clone(api.letters.shelf());
     let filter = request.filter.clone();
-    let ids = match blocking(move || sendable(&shelf, &filter)).await {
-        Ok(Ok(ids)) => ids,
+    let select = move || Ok((sendable(&shelf, &filter)?, filter.strangers(&shelf)));
+    let (ids, strangers) = match blocking(select).await {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => return failed(&error),
         Err(response) => return response,
     };
+    let unknown: Vec<String> = strangers.into_iter().map(format_id).collect();
     if request.dry_run {
         let shelf = api.letters.shelf();
         let items = ids.iter().filter_map(|id| shelf.row(*id)).map(|row| u64::from(row.items)).sum();
-        let summary = Progress::Summary { delivered: ids.len(), failed: 0, items, dry_run: true };
-        return ([(CONTENT_TYPE, LINES)], summary.line()).into_response();
+        let tally = Tally { delivered: ids.len(), items, unknown, ..Tally::default() };
+        return ([(CONTENT_TYPE, LINES)], tally.summary(true).line()).into_response();
     }
     let Ok(one_at_a_time) = Arc::clone(&api.replaying).try_lock_owned() else {
         return refuse(StatusCode::CONFLICT, "another replay is under way", "wait for it, or interrupt it");
     };
     let (sender, receiver) = mpsc::channel(LINES_AHEAD);
+    let order = Sending {
+        to,
+        pause: request.rate.map(|rate| Duration::from_secs_f64(1.0 / rate)).unwrap_or_default(),
+        failures_max: request.failures_max.unwrap_or(FAILURES_MAX_DEFAULT),
+    };
     tokio::spawn(async move {
-        send(&api, &ids, &request, &sender).await;
+        send::send(&api, &ids, &order, Tally { unknown, ..Tally::default() }, &sender).await;
         drop(one_at_a_time);
     });
     lines(receiver)
@@ -125,158 +154,5 @@ fn sendable(shelf: &Shelf, filter: &Filter) -> Result<Vec<u64>, LetterError> {
     Ok(ids)
 }
 
-/// Sends the letters at the rate that is wanted. When nobody listens any more, what is done is done, and the rest stays.
-async fn send(api: &Arc<Api>, ids: &[u64], request: &ReplayRequest, listener: &mpsc::Sender<Vec<u8>>) {
-    let (mut delivered, mut failed, mut items) = (0, 0, 0);
-    let pause = request.rate.map(|rate| Duration::from_secs_f64(1.0 / rate));
-    let mut turn = tokio::time::Instant::now();
-    for (index, id) in ids.iter().enumerate() {
-        tokio::select! {
-            biased;
-            () = listener.closed() => {
-                let left = ids.len() - index;
-                tracing::info!(delivered, failed, items, left, "a replay of dead letters ended early: nobody listens");
-                return;
-            }
-            () = tokio::time::sleep_until(turn) => {}
-        }
-        turn = tokio::time::Instant::now() + pause.unwrap_or_default();
-        let result = one(api, *id, request.to.as_deref()).await;
-        match &result {
-            Ok(sent) => {
-                delivered += 1;
-                items += sent;
-            }
-            Err(_) => failed += 1,
-        }
-        let line = Progress::Letter {
-            id: format_id(*id),
-            delivered: result.is_ok(),
-            message: result.err(),
-            done: index + 1,
-            of: ids.len(),
-        };
-        if !matches!(tokio::time::timeout(READER_PATIENCE, listener.send(line.line())).await, Ok(Ok(()))) {
-            tracing::info!(delivered, failed, items, "a replay of dead letters ended early: nobody reads");
-            return;
-        }
-    }
-    tracing::info!(delivered, failed, items, "a replay of dead letters ended");
-    let summary = Progress::Summary { delivered, failed, items, dry_run: false };
-    // Its reader has seen every line but this one.
-    let _ = tokio::time::timeout(READER_PATIENCE, listener.send(summary.line())).await;
-}
-
-/// Sends one letter; ended only when it is delivered, else what went wrong is noted. Returns its items.
-async fn one(api: &Arc<Api>, id: u64, to: Option<&str>) -> Result<u64, String> {
-    let shelf = Arc::clone(api.letters.shelf());
-    let read = tokio::task::spawn_blocking(move || shelf.read(id)).await.map_err(|error| error.to_string())?;
-    let letter = read.map_err(|error| error.to_string())?.ok_or("it is gone already")?;
-    if api.letters.shelf().is_malformed(id) {
-        return Err(MALFORMED.to_owned());
-    }
-    let sent = api.resend.resend(&letter, to).await;
-    let shelf = Arc::clone(api.letters.shelf());
-    let items = u64::from(letter.row.items);
-    match sent {
-        Ok(()) => {
-            // What somebody put in its place meanwhile was not sent.
-            let ended = tokio::task::spawn_blocking(move || shelf.remove_unchanged(&letter.row)).await;
-            match ended.map_err(|error| error.to_string())? {
-                Ok(true) => Ok(items),
-                Ok(false) => Err("it was delivered as it was; it has been edited since, and stays".to_owned()),
-                Err(error) => Err(format!("it was delivered, and could not be removed: {error}")),
-            }
-        }
-        Err(message) => {
-            let before: Option<Note> = letter.note.and_then(|note| serde_json::from_slice(&note).ok());
-            let message = message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)].to_owned();
-            let replays = before.map_or(0, |note| note.replays) + 1;
-            let note = Note { replays, message: message.clone(), at_unix_ms: unix_now_ns() / 1_000_000 };
-            let note = serde_json::to_vec(&note).unwrap_or_default();
-            match tokio::task::spawn_blocking(move || shelf.note(id, Bytes::from(note))).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::warn!(letter = format_id(id), %error, "a failed replay cannot be noted"),
-                Err(error) => tracing::warn!(letter = format_id(id), %error, "a failed replay cannot be noted"),
-            }
-            Err(message)
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use axum::Router;
-    use futures_util::FutureExt;
-    use futures_util::future::BoxFuture;
-    use http_body_util::BodyExt;
-    use tower::ServiceExt;
-
-    use super::*;
-    use crate::admin::api::{Resend, router};
-    use crate::dlq::{DeadLetters, OnFull};
-    use crate::storage::dead_letters::{Letter, NewLetter};
-    use crate::storage::{Disk, RealDisk};
-
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    #[derive(Default)]
-    struct Counting(AtomicUsize);
-
-    impl Resend for Counting {
-        fn resend<'a>(&'a self, _: &'a Letter, _: Option<&'a str>) -> BoxFuture<'a, Result<(), String>> {
-            self.0.fetch_add(1, Ordering::SeqCst);
-            async { Ok(()) }.boxed()
-        }
-    }
-
-    async fn replay(router: &Router, rate: &str) -> Response {
-        let body = format!("{{\"all\": true, \"rate\": {rate}}}");
-        let request = http::Request::post("/api/v1/dlq/replay").header(CONTENT_TYPE, "application/json");
-        let request = request.body(Body::from(body)).expect("a request");
-        router.clone().oneshot(request).await.expect("answered")
-    }
-
-    #[tokio::test]
-    async fn a_replay_whose_listener_has_gone_ends_at_once_and_sends_no_letter_more() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let (shelf, _) = Shelf::open(&disk, dir.path(), 1 << 20, None).expect("opens");
-        let letter = NewLetter {
-            signal: 1,
-            encoding: 0,
-            items: 1,
-            raw_len: 0,
-            parked_unix_ns: 1,
-            description: Bytes::from_static(b"{}"),
-            payload: Bytes::new(),
-        };
-        let _ = shelf.parked().append(vec![letter; 3]).expect("kept");
-        let sent = Arc::new(Counting::default());
-        let letters = Arc::new(DeadLetters::new(shelf, OnFull::Block));
-        let router = router(Api::new(Arc::clone(&letters), Arc::clone(&sent) as _, None));
-        // The next turn would come in a quarter of an hour.
-        let answer = replay(&router, "0.001").await;
-        let mut body = answer.into_body();
-        let first = tokio::time::timeout(PATIENCE, body.frame()).await.expect("a line").expect("a line");
-        assert!(first.expect("whole").into_data().expect("bytes").starts_with(b"{\"event\":\"letter\""));
-        assert_eq!(replay(&router, "1").await.status(), StatusCode::CONFLICT);
-        drop(body);
-        let again = async {
-            loop {
-                let answer = replay(&router, "1000").await;
-                if answer.status() == StatusCode::OK {
-                    return answer;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        let answer = tokio::time::timeout(PATIENCE, again).await.expect("the first one has ended");
-        assert_eq!(sent.0.load(Ordering::SeqCst), 1, "nothing was sent for nobody");
-        let text = answer.into_body().collect().await.expect("whole").to_bytes();
-        assert_eq!(text.split(|byte| *byte == b'\n').count(), 4, "two letters, the summary, and the end");
-        assert_eq!((sent.0.load(Ordering::SeqCst), letters.shelf().rows().len()), (3, 0));
-    }
-}
+mod tests;

@@ -43,6 +43,9 @@ pub struct Arguments {
     /// How long the slow one waits for each answer; ten requests at a time are on their way to it
     #[arg(long, value_parser = duration, default_value = "1s")]
     slow_answer: Duration,
+    /// Cap of the queue, such as 256MiB; the neighbours give way at it (`on_full: drop`), the measured exporter does not
+    #[arg(long)]
+    max_size: Option<String>,
     /// Forebay on CPU 0, load and sink on CPU 1
     #[arg(long)]
     pin: bool,
@@ -151,7 +154,7 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
         host::pin(0)?;
     }
     let dedup = if compression == Compression::None { arguments.dedup } else { Dedup::Off };
-    let config = config(protocol, compression, dedup, &arguments.beside, ports);
+    let config = config(protocol, compression, dedup, arguments, ports);
     let mut forebay = Forebay::start(arguments.forebay.as_deref(), arguments.data_root.as_deref(), &config)?;
     if arguments.pin {
         host::pin(1)?;
@@ -221,7 +224,13 @@ fn measure(arguments: &Arguments, protocol: Protocol, compression: Compression) 
 }
 
 /// The exporter speaks what the load speaks.
-fn config(protocol: Protocol, compression: Compression, dedup: Dedup, beside: &[Neighbour], ports: [u16; 7]) -> String {
+fn config(
+    protocol: Protocol,
+    compression: Compression,
+    dedup: Dedup,
+    arguments: &Arguments,
+    ports: [u16; 7],
+) -> String {
     let [http, grpc, sink, health, metrics, slow, dead] = ports;
     let exporter = match protocol {
         Protocol::Http => "otlp_http",
@@ -231,7 +240,8 @@ fn config(protocol: Protocol, compression: Compression, dedup: Dedup, beside: &[
     let requests = if dedup == Dedup::Off { "" } else { "traces" };
     let mut neighbours = String::new();
     let mut exporters = exporter.to_owned();
-    for neighbour in beside {
+    let mut give_way = String::new();
+    for neighbour in &arguments.beside {
         let (name, port) = match neighbour {
             Neighbour::Dead => ("dead", dead),
             Neighbour::Slow => ("slow", slow),
@@ -240,7 +250,12 @@ fn config(protocol: Protocol, compression: Compression, dedup: Dedup, beside: &[
         neighbours.push_str(&format!(
             "  {exporter}/{name}: {{endpoint: 'http://127.0.0.1:{port}', compression: {compression}}}\n"
         ));
+        if arguments.max_size.is_some() {
+            give_way.push_str(&format!("    {exporter}/{name}: {{on_full: drop}}\n"));
+        }
     }
+    let give_way = if give_way.is_empty() { give_way } else { format!("  exporters:\n{give_way}") };
+    let cap = arguments.max_size.as_ref().map(|size| format!("  queue: {{max_size: {size}}}\n")).unwrap_or_default();
     let declared = if dedup == Dedup::Span { "processors: {dedup: }\n" } else { "" };
     let processors = if dedup == Dedup::Span { "dedup" } else { "" };
     format!(
@@ -255,7 +270,7 @@ exporters:
     compression: {compression}
 {neighbours}{declared}forebay:
   dedup: {{requests: [{requests}]}}
-extensions:
+{cap}{give_way}extensions:
   health_check: {{endpoint: '127.0.0.1:{health}'}}
 service:
   extensions: [health_check]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::admin::api::check_rate;
+use crate::admin::api::{FAILURES_MAX_DEFAULT, check_rate};
 use crate::cli::arguments::RunArguments;
 
 #[derive(Debug, Subcommand)]
@@ -35,10 +35,10 @@ pub struct Place {
 #[derive(Clone, Debug, Default, Args)]
 #[group(skip)]
 pub struct Select {
-    /// Of the pipeline with this queue id
+    /// Of the pipeline with this queue id, or of this id
     #[arg(long, value_name = "QUEUE", visible_alias = "pipeline")]
     pub queue: Option<String>,
-    /// That this exporter could not deliver
+    /// That this exporter could not deliver: by its id, or by its cursor's name
     #[arg(long, value_name = "EXPORTER")]
     pub exporter: Option<String>,
     /// traces, metrics or logs
@@ -50,11 +50,11 @@ pub struct Select {
     /// With this service.name
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
-    /// Parked not longer ago than this, such as 2h
-    #[arg(long, value_name = "DURATION")]
+    /// Parked not longer ago than this, such as 2h, or not before this time, such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "DURATION|TIME")]
     pub since: Option<String>,
-    /// Parked at least this long ago
-    #[arg(long, value_name = "DURATION")]
+    /// Parked at least this long ago, or not after this time
+    #[arg(long, value_name = "DURATION|TIME")]
     pub until: Option<String>,
 }
 
@@ -96,9 +96,12 @@ pub struct Edit {
     #[command(flatten)]
     pub place: Place,
     pub id: String,
-    /// The new payload; without, $VISUAL or $EDITOR opens the present one
+    /// The new payload, `-` for standard input; without, $VISUAL or $EDITOR opens the present one
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
+    /// Also when the payload has fields that this version does not know: the edited one is without them
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -117,6 +120,9 @@ pub struct Replay {
     /// Letters a second at the most
     #[arg(long, value_name = "NUMBER", value_parser = rate, allow_negative_numbers = true)]
     pub rate: Option<f64>,
+    /// A destination that fails so often in a row gets no more letters, which stay as they are; 0: it gets them all
+    #[arg(long, value_name = "NUMBER", default_value_t = FAILURES_MAX_DEFAULT)]
+    pub max_failures: u32,
     /// Only say how many letters are meant
     #[arg(long)]
     pub dry_run: bool,

@@ -50,13 +50,20 @@ pub fn open(entry: &Entry) -> Result<Option<Vec<u8>>, Failure> {
         // As git does: the variable may hold a command with options.
         let editor = command(|name| std::env::var_os(name));
         let status = Command::new("sh").arg("-c").arg("eval \"$0 \\\"\\$1\\\"\"").arg(editor).arg(&path).status()?;
-        if !status.success() {
-            return Err(std::io::Error::other(format!(
-                "the editor ended with {status}; the text is in {}",
-                path.display()
-            )));
+        let after = std::fs::read(&path);
+        match (status.success(), after) {
+            (true, after) => after,
+            // What nobody changed is in the letter; it may be personal data, and is left nowhere else.
+            (false, Ok(after)) if after == before => {
+                std::fs::remove_dir_all(&dir)?;
+                Err(std::io::Error::other(format!("the editor ended with {status}; nothing was changed")))
+            }
+            (false, _) => Err(std::io::Error::other(format!(
+                "the editor ended with {status}; your text is in {0}; `forebay dlq edit {1} --from {0}` takes it",
+                path.display(),
+                entry.id
+            ))),
         }
-        std::fs::read(&path)
     })();
     let after = edited.map_err(|error| failed(&error))?;
     std::fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;

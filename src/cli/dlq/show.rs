@@ -8,8 +8,12 @@ use crate::cli::{Failure, output};
 use crate::dlq::{Entry, Listed};
 use crate::storage::unix_now_ns;
 
+use super::hints::Hints;
+use super::{select, times};
+
 /// Longest message in a list; `show` has all of it.
 const MESSAGE_CHARS_MAX: usize = 60;
+const NAME_CHARS_MAX: usize = 40;
 
 fn ago(unix_ms: u64) -> String {
     let seconds = (unix_now_ns() / 1_000_000).saturating_sub(unix_ms) / 1000;
@@ -38,26 +42,41 @@ fn harmless(text: &str) -> String {
     out
 }
 
+/// A name in a column, or that there is none.
+fn named(name: Option<&str>) -> String {
+    match name.filter(|name| !name.is_empty()) {
+        Some(name) => plain(name).chars().take(NAME_CHARS_MAX).collect(),
+        None => "-".to_owned(),
+    }
+}
+
+/// A time, and how long ago that was.
+fn at(unix_ms: u64) -> String {
+    format!("{} ({} ago)", times::format(unix_ms), ago(unix_ms))
+}
+
 pub fn list(found: &Listed) -> String {
     if found.letters.is_empty() {
         return "no dead letters\n".to_owned();
     }
     let mut text = format!(
-        "{:16}  {:>7}  {:7}  {:>6}  {:10}  {:20}  {:14}  MESSAGE\n",
-        "ID", "AGE", "SIGNAL", "ITEMS", "SIZE", "EXPORTER", "REASON"
+        "{:16}  {:>7}  {:7}  {:>6}  {:10}  {:14}  {:20}  {:16}  {:14}  MESSAGE\n",
+        "ID", "AGE", "SIGNAL", "ITEMS", "SIZE", "QUEUE", "EXPORTER", "SERVICE", "REASON"
     );
     for entry in &found.letters {
         let description = &entry.description;
         let message: String = plain(&description.message).chars().take(MESSAGE_CHARS_MAX).collect();
         let _infallible = writeln!(
             text,
-            "{:16}  {:>7}  {:7}  {:>6}  {:10}  {:20}  {:14}  {message}",
+            "{:16}  {:>7}  {:7}  {:>6}  {:10}  {:14}  {:20}  {:16}  {:14}  {message}",
             entry.id,
             ago(entry.parked_unix_ms),
             entry.signal,
             entry.items,
             format!("{} B", entry.bytes),
-            description.exporter.as_deref().unwrap_or("-"),
+            named(Some(&description.queue)),
+            named(description.exporter.as_deref()),
+            named(description.service_name.as_deref()),
             description.reason.name(),
         );
     }
@@ -95,13 +114,19 @@ pub fn entry(entry: &Entry) -> String {
             line("header", &format!("{name}: {value}"));
         }
     }
-    line("received", &format!("{} ago", ago(description.received_unix_ms)));
-    line("parked", &format!("{} ago, after {} attempts", ago(entry.parked_unix_ms), description.attempts));
+    line("received", &at(description.received_unix_ms));
+    if let Some(first) = description.first_attempt_unix_ms {
+        line("tried", &format!("first {}", at(first)));
+    }
+    line("parked", &format!("{}, after {} attempts", at(entry.parked_unix_ms), description.attempts));
+    if let Some(edited) = description.edited_unix_ms {
+        line("edited", &format!("{}; reason and message are of the payload before", at(edited)));
+    }
     if let Some(note) = &entry.replay {
-        line(
-            "replayed",
-            &format!("{} times in vain, last {} ago: {}", note.replays, ago(note.at_unix_ms), note.message),
-        );
+        line("replayed", &format!("{} times in vain, last {}: {}", note.replays, at(note.at_unix_ms), note.message));
+    }
+    if let Some(fields) = &entry.unknown_fields {
+        line("not shown", fields);
     }
     match &entry.payload {
         None => line("payload", "not shown (it may hold personal data); --show-payload shows it"),
@@ -119,14 +144,15 @@ pub fn entry(entry: &Entry) -> String {
 /// A replay as it goes on: a bar for a terminal, failures as lines, a summary at the end.
 pub struct ReplayProgress {
     json: bool,
+    hints: Hints,
     has_bar: bool,
     failed: usize,
     summary: Option<Progress>,
 }
 
 impl ReplayProgress {
-    pub fn new(json: bool) -> ReplayProgress {
-        ReplayProgress { json, has_bar: std::io::stderr().is_terminal(), failed: 0, summary: None }
+    pub fn new(json: bool, hints: Hints) -> ReplayProgress {
+        ReplayProgress { json, hints, has_bar: std::io::stderr().is_terminal(), failed: 0, summary: None }
     }
 
     pub fn take(&mut self, progress: &Progress) -> Result<(), Failure> {
@@ -139,8 +165,8 @@ impl ReplayProgress {
                 if !delivered {
                     self.failed += 1;
                     if !self.json {
-                        let message = message.as_deref().unwrap_or("no reason");
-                        output::complain(&format_args!("letter {id} stays: {}", plain(message)));
+                        let message = self.hints.complete(&plain(message.as_deref().unwrap_or("no reason")));
+                        output::complain(&format_args!("letter {id} stays: {message}"));
                     }
                 }
                 if self.has_bar {
@@ -160,16 +186,28 @@ impl ReplayProgress {
         if self.has_bar {
             eprintln!();
         }
-        let Some(Progress::Summary { delivered, failed, items, dry_run }) = self.summary else {
+        let Some(Progress::Summary { delivered, failed, items, dry_run, left, stopped, unknown }) = self.summary else {
             return Err(Failure::Other(
                 "the replay broke off; what was delivered is removed, the rest stays\n  help: run it again".to_owned(),
             ));
         };
         if !self.json {
-            let word = if dry_run { "would be sent" } else { "delivered" };
-            output::print(&format!("{delivered} letters with {items} items {word}, {failed} failed and stay\n"))?;
+            output::print(&match dry_run {
+                true => format!("{delivered} letters with {items} items would be sent\n"),
+                false => format!("{delivered} letters with {items} items delivered, {failed} failed and stay\n"),
+            })?;
         }
-        if failed > 0 { Err(Failure::Other(format!("{failed} letters could not be delivered"))) } else { Ok(()) }
+        if left > 0 {
+            stopped.iter().for_each(|destination| output::complain(&plain(destination)));
+            return Err(Failure::Other(format!(
+                "{failed} letters could not be delivered, and {left} were not tried: they stay as they were\n  help: run it \
+                 again when the destination is back; --max-failures 0 tries every letter"
+            )));
+        }
+        if failed > 0 {
+            return Err(Failure::Other(format!("{failed} letters could not be delivered")));
+        }
+        select::strangers(&unknown)
     }
 }
 
@@ -201,6 +239,7 @@ mod tests {
                 bytes: 1,
                 parked_unix_ms: 0,
                 description: description.clone(),
+                unknown_fields: Some(evil.to_owned()),
                 replay: Some(Note { replays: 1, message: evil.to_owned(), at_unix_ms: 0 }),
                 payload,
             };

@@ -76,3 +76,10 @@ fn what_no_server_answers_has_no_status_policy() {
     assert_eq!(problems.len(), 2, "{problems:#?}");
     assert!(problems.iter().all(|problem| problem.contains("c.yaml:3:5") && problem.contains("has no effect")));
 }
+
+#[test]
+fn the_code_that_is_no_failure_is_not_offered_for_itself() {
+    let problems = load_over_http("forebay: {exporters: {otlp_http: {status_policy: {grpc: {OK: batch}}}}}\n");
+    let shown = shown(&problems.expect_err("it is wrong"));
+    assert!(shown.len() == 1 && !shown[0].contains("did you mean OK"), "{shown:#?}");
+}

@@ -2,23 +2,36 @@
 
 use std::fmt;
 
-use base64::Engine;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 
 use crate::otlp::schema::{Field, Kind, Message, WireType};
 use crate::otlp::wire::MAX_DEPTH;
 
-use super::JsonError;
+use crate::settings::nearest;
 
-const LENIENT: GeneralPurposeConfig =
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-const BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
-const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, LENIENT);
+use super::scalar::{Scalar, put_scalar, put_varint};
+use super::{JsonError, Names};
 
-pub(super) fn message(message: &'static Message, json: &[u8], out: &mut Vec<u8>) -> Result<(), JsonError> {
+/// Of a key that nobody knows, and of what may have been meant, at most so much is said.
+const KEY_CHARS_MAX: usize = 64;
+
+/// How deep it may still go, and whether every name must be known.
+#[derive(Clone, Copy)]
+struct Rules {
+    depth_left: u32,
+    names: Names,
+}
+
+pub(super) fn message(
+    message: &'static Message,
+    json: &[u8],
+    names: Names,
+    out: &mut Vec<u8>,
+) -> Result<(), JsonError> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let seed = MessageSeed { message, out, depth_left: MAX_DEPTH };
+    let seed = MessageSeed { message, out, rules: Rules { depth_left: MAX_DEPTH, names } };
     seed.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map_err(|error| JsonError {
         message: error.to_string(),
         offset: Some(offset_of(json, error.line(), error.column())),
@@ -30,14 +43,6 @@ fn offset_of(json: &[u8], line: usize, column: usize) -> usize {
     let lines = json.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1));
     let start: usize = lines.map(<[u8]>::len).sum();
     (start + column.saturating_sub(1)).min(json.len())
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }
 
 /// Puts the length of everything behind `start` in front of it.
@@ -52,10 +57,40 @@ fn put_key(out: &mut Vec<u8>, field: &Field, wire_type: WireType) {
     put_varint(out, u64::from(field.number) << 3 | wire_type as u64);
 }
 
+/// Of a value that is of the wrong kind only the kind is named: what serde would quote may be personal data.
+macro_rules! no_scalar {
+    () => {
+        fn visit_bool<E: de::Error>(self, _: bool) -> Result<Self::Value, E> {
+            Err(E::invalid_type(Unexpected::Other("a boolean"), &self))
+        }
+        fn visit_i64<E: de::Error>(self, _: i64) -> Result<Self::Value, E> {
+            Err(E::invalid_type(Unexpected::Other("a number"), &self))
+        }
+        fn visit_u64<E: de::Error>(self, _: u64) -> Result<Self::Value, E> {
+            Err(E::invalid_type(Unexpected::Other("a number"), &self))
+        }
+        fn visit_f64<E: de::Error>(self, _: f64) -> Result<Self::Value, E> {
+            Err(E::invalid_type(Unexpected::Other("a number"), &self))
+        }
+        fn visit_str<E: de::Error>(self, _: &str) -> Result<Self::Value, E> {
+            Err(E::invalid_type(Unexpected::Other("a string"), &self))
+        }
+    };
+}
+
+/// Only where whoever reads the error wrote the text: it quotes the key.
+fn unknown<E: de::Error>(message: &Message, key: &str) -> E {
+    let name = message.name;
+    let shown: String = key.escape_debug().take(KEY_CHARS_MAX).collect();
+    let similar = nearest(&shown, message.fields.iter().map(|field| field.json));
+    let help = similar.map(|field| format!(" (did you mean `{field}`?)")).unwrap_or_default();
+    E::custom(format!("there is no field `{shown}` in {name}{help}"))
+}
+
 struct MessageSeed<'a> {
     message: &'static Message,
     out: &'a mut Vec<u8>,
-    depth_left: u32,
+    rules: Rules,
 }
 
 impl<'de> DeserializeSeed<'de> for MessageSeed<'_> {
@@ -72,16 +107,23 @@ impl<'de> Visitor<'de> for MessageSeed<'_> {
         write!(f, "an object ({})", self.message.name)
     }
 
+    no_scalar!();
+
     fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut once = Once::default();
         while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match self.message.field_named(&name) {
                 Some(field) => {
-                    map.next_value_seed(FieldSeed { field, out: &mut *self.out, depth_left: self.depth_left })?;
+                    if self.rules.names == Names::Known {
+                        once.check(self.message, field).map_err(de::Error::custom)?;
+                    }
+                    map.next_value_seed(FieldSeed { field, out: &mut *self.out, rules: self.rules })?;
                 }
+                None if self.rules.names == Names::Known => return Err(unknown(self.message, &name)),
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -91,11 +133,38 @@ impl<'de> Visitor<'de> for MessageSeed<'_> {
     }
 }
 
+/// What a text has so far of the fields that a message has once.
+#[derive(Default)]
+struct Once {
+    seen: Vec<u32>,
+    /// The member of the oneof.
+    chosen: Option<&'static str>,
+}
+
+impl Once {
+    /// Of two the last would hold, and the first would be gone.
+    fn check(&mut self, message: &Message, field: &'static Field) -> Result<(), String> {
+        if !field.repeated {
+            if self.seen.contains(&field.number) {
+                return Err(format!("`{}` is there twice in {}", field.json, message.name));
+            }
+            self.seen.push(field.number);
+        }
+        match self.chosen.filter(|_| field.oneof) {
+            Some(other) => Err(format!("{} has `{other}` or `{}`, not both", message.name, field.json)),
+            None => {
+                self.chosen = self.chosen.or(field.oneof.then_some(field.json));
+                Ok(())
+            }
+        }
+    }
+}
+
 /// The value of one field: null, a value, or for a repeated field a list of values.
 struct FieldSeed<'a> {
     field: &'static Field,
     out: &'a mut Vec<u8>,
-    depth_left: u32,
+    rules: Rules,
 }
 
 impl<'de> DeserializeSeed<'de> for FieldSeed<'_> {
@@ -104,8 +173,8 @@ impl<'de> DeserializeSeed<'de> for FieldSeed<'_> {
         if self.field.repeated {
             return deserializer.deserialize_any(ListVisitor(self));
         }
-        let FieldSeed { field, out, depth_left } = self;
-        put_value(field, out, depth_left, deserializer)
+        let FieldSeed { field, out, rules } = self;
+        put_value(field, out, rules, deserializer)
     }
 }
 
@@ -118,15 +187,17 @@ impl<'de> Visitor<'de> for ListVisitor<'_> {
         write!(f, "a list ({})", self.0.field.json)
     }
 
+    no_scalar!();
+
     fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let FieldSeed { field, out, depth_left } = self.0;
+        let FieldSeed { field, out, rules } = self.0;
         let packed = field.kind.wire_type() != WireType::Delimited;
         if !packed {
-            while list.next_element_seed(Element { field, out: &mut *out, depth_left })?.is_some() {}
+            while list.next_element_seed(Element { field, out: &mut *out, rules })?.is_some() {}
             return Ok(());
         }
         put_key(out, field, WireType::Delimited);
@@ -142,13 +213,13 @@ impl<'de> Visitor<'de> for ListVisitor<'_> {
 struct Element<'a> {
     field: &'static Field,
     out: &'a mut Vec<u8>,
-    depth_left: u32,
+    rules: Rules,
 }
 
 impl<'de> DeserializeSeed<'de> for Element<'_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        put_value(self.field, self.out, self.depth_left, deserializer)
+        put_value(self.field, self.out, self.rules, deserializer)
     }
 }
 
@@ -156,18 +227,19 @@ impl<'de> DeserializeSeed<'de> for Element<'_> {
 fn put_value<'de, D: Deserializer<'de>>(
     field: &'static Field,
     out: &mut Vec<u8>,
-    depth_left: u32,
+    rules: Rules,
     deserializer: D,
 ) -> Result<(), D::Error> {
     if let Kind::Message(message) = field.kind {
-        let Some(depth_left) = depth_left.checked_sub(1) else {
+        let Some(depth_left) = rules.depth_left.checked_sub(1) else {
             return Err(de::Error::custom(format!("{} is nested too deeply (at most {MAX_DEPTH} levels)", field.json)));
         };
+        let rules = Rules { depth_left, ..rules };
         let before = out.len();
         put_key(out, field, WireType::Delimited);
         let start = out.len();
         // Null is absence; an empty object is a message that is there.
-        let was_null = deserializer.deserialize_any(Nullable(MessageSeed { message, out: &mut *out, depth_left }))?;
+        let was_null = deserializer.deserialize_any(Nullable(MessageSeed { message, out: &mut *out, rules }))?;
         if was_null && !field.repeated {
             out.truncate(before);
         } else {
@@ -191,160 +263,12 @@ impl<'de> Visitor<'de> for Nullable<'_> {
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.expecting(f)
     }
+
+    no_scalar!();
     fn visit_unit<E>(self) -> Result<bool, E> {
         Ok(true)
     }
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<bool, A::Error> {
         self.0.visit_map(map).map(|()| false)
     }
-}
-
-/// A JSON value that is neither list nor object.
-#[derive(Debug)]
-enum Scalar<'de> {
-    Null,
-    Bool(bool),
-    Unsigned(u64),
-    Signed(i64),
-    Float(f64),
-    Text(std::borrow::Cow<'de, str>),
-}
-
-impl<'de> Deserialize<'de> for Scalar<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Scalar<'de>, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
-    }
-}
-
-struct ScalarVisitor;
-
-impl<'de> Visitor<'de> for ScalarVisitor {
-    type Value = Scalar<'de>;
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number, a string or a boolean")
-    }
-    fn visit_unit<E>(self) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Null)
-    }
-    fn visit_bool<E>(self, value: bool) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Bool(value))
-    }
-    fn visit_u64<E>(self, value: u64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Unsigned(value))
-    }
-    fn visit_i64<E>(self, value: i64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Signed(value))
-    }
-    fn visit_f64<E>(self, value: f64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Float(value))
-    }
-    fn visit_str<E>(self, value: &str) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Text(value.to_owned().into()))
-    }
-    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Text(value.into()))
-    }
-}
-
-impl Scalar<'_> {
-    /// As an integer, also out of a string or a float without a fraction.
-    fn integer(&self) -> Option<i128> {
-        match self {
-            Scalar::Unsigned(value) => Some(i128::from(*value)),
-            Scalar::Signed(value) => Some(i128::from(*value)),
-            Scalar::Float(value) if value.fract() == 0.0 && value.abs() < 1e30 => Some(*value as i128),
-            Scalar::Text(text) => text.parse().ok(),
-            _ => None,
-        }
-    }
-
-    fn double(&self) -> Option<f64> {
-        match self {
-            Scalar::Unsigned(value) => Some(*value as f64),
-            Scalar::Signed(value) => Some(*value as f64),
-            Scalar::Float(value) => Some(*value),
-            Scalar::Text(text) => match &**text {
-                "NaN" => Some(f64::NAN),
-                "Infinity" => Some(f64::INFINITY),
-                "-Infinity" => Some(f64::NEG_INFINITY),
-                text => text.parse().ok(),
-            },
-            _ => None,
-        }
-    }
-
-    fn bool(&self) -> Option<bool> {
-        match self {
-            Scalar::Bool(value) => Some(*value),
-            Scalar::Text(text) => text.parse().ok(),
-            _ => None,
-        }
-    }
-}
-
-/// Writes a scalar's value without its key.
-fn put_scalar(field: &Field, out: &mut Vec<u8>, value: &Scalar<'_>) -> Result<(), String> {
-    let name = field.json;
-    let integer = |low: i128, high: i128| {
-        value
-            .integer()
-            .filter(|number| (low..=high).contains(number))
-            .ok_or_else(|| format!("{name} must be an integer from {low} to {high}"))
-    };
-    match field.kind {
-        Kind::Bool => put_varint(out, u64::from(value.bool().ok_or_else(|| format!("{name} must be true or false"))?)),
-        Kind::Int32 => put_varint(out, integer(i32::MIN.into(), i32::MAX.into())? as i64 as u64),
-        Kind::Enum(names) => {
-            let named = match value {
-                Scalar::Text(text) => names.iter().position(|name| name == text).map(|number| number as i128),
-                _ => None,
-            };
-            let number = match named {
-                Some(number) => number,
-                None => integer(i32::MIN.into(), i32::MAX.into())?,
-            };
-            put_varint(out, number as i64 as u64);
-        }
-        Kind::Uint32 => put_varint(out, integer(0, u32::MAX.into())? as u64),
-        Kind::Int64 => put_varint(out, integer(i64::MIN.into(), i64::MAX.into())? as i64 as u64),
-        Kind::Uint64 => put_varint(out, integer(0, u64::MAX.into())? as u64),
-        Kind::Sint32 => {
-            let number = integer(i32::MIN.into(), i32::MAX.into())? as i32;
-            put_varint(out, u64::from(((number << 1) ^ (number >> 31)) as u32));
-        }
-        Kind::Fixed32 => out.extend_from_slice(&(integer(0, u32::MAX.into())? as u32).to_le_bytes()),
-        Kind::Fixed64 => out.extend_from_slice(&(integer(0, u64::MAX.into())? as u64).to_le_bytes()),
-        Kind::Sfixed64 => out.extend_from_slice(&(integer(i64::MIN.into(), i64::MAX.into())? as i64).to_le_bytes()),
-        Kind::Double => {
-            let number = value.double().ok_or_else(|| format!("{name} must be a number"))?;
-            out.extend_from_slice(&number.to_le_bytes());
-        }
-        Kind::Text => put_bytes(out, text(name, value)?.as_bytes()),
-        Kind::Id => {
-            let id = hex::decode(text(name, value)?).map_err(|error| format!("{name} must be hexadecimal: {error}"))?;
-            put_bytes(out, &id);
-        }
-        Kind::Blob => {
-            let text = text(name, value)?;
-            let blob = BASE64
-                .decode(text)
-                .or_else(|_| BASE64_URL.decode(text))
-                .map_err(|error| format!("{name} must be base64: {error}"))?;
-            put_bytes(out, &blob);
-        }
-        Kind::Message(_) => return Err(format!("{name} must be an object")),
-    }
-    Ok(())
-}
-
-fn text<'v>(name: &str, value: &'v Scalar<'_>) -> Result<&'v str, String> {
-    match value {
-        Scalar::Text(text) => Ok(text),
-        _ => Err(format!("{name} must be a string")),
-    }
-}
-
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
 }

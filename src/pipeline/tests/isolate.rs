@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message;
+use tokio::task::JoinHandle;
 
 mod cuts;
 mod expiry;
 mod proof;
 mod size;
+mod stumble;
+mod twins;
 
 use super::*;
 use crate::dlq::{DeadLetters, Description, OnFull, Reason, SeenBefore, Shelf};
@@ -145,6 +148,37 @@ impl Case {
     }
 }
 
+/// A delivery that goes on while the test does something.
+struct Running {
+    subscription: Arc<Subscription>,
+    stop: Drain,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    fn start(case: &Case, destination: &Arc<Destination>) -> Running {
+        let subscription = Subscription::new(Arc::clone(&case.log), "x");
+        let stop = Drain::default();
+        let task = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(destination), stop.clone()));
+        Running { subscription, stop, task }
+    }
+
+    async fn wait(&self, what: &str, until: impl Fn() -> bool) {
+        let done = async {
+            while !until() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, done).await;
+        assert!(in_time.is_ok(), "not in time: {what}, {:?}", self.subscription.status());
+    }
+
+    async fn end(self) {
+        self.stop.abort.cancel();
+        self.task.await.expect("no panic");
+    }
+}
+
 /// Names that were taken, sorted; the good ones must be there once.
 fn taken(exporter: &Scripted) -> Vec<String> {
     let mut names = names_in(&exporter.taken.lock());
@@ -258,7 +292,7 @@ async fn without_room_for_letters_only_the_record_with_the_poison_is_held() {
         let subscription = deliver(&case.log, &destination, || unsettled() == expected).await;
         assert_eq!(taken(&exporter).len(), 39);
         assert_eq!(subscription.status().held_ranges, expected.len());
-        // A record that is held counts as waiting, also what was taken of it: it comes again.
+        // A record that is held counts as waiting, also what was taken of it: it is settled as a whole.
         let ledger = case.log.status().cursors[0].ledger;
         let counts = [Fate::Delivered, Fate::DeadLettered, Fate::DeadLettersFull].map(|fate| ledger.fates.get(fate));
         assert_eq!(counts, if on_full == OnFull::Block { [30, 0, 0] } else { [39, 0, 1] });
@@ -289,61 +323,6 @@ async fn of_letters_that_do_not_all_fit_those_are_kept_that_do_and_the_others_ar
     let counts = [Fate::Delivered, Fate::DeadLettered, Fate::DeadLettersFull].map(|fate| ledger.fates.get(fate));
     let kept = parked.len() as u64;
     assert_eq!((counts, ledger.accepted), ([2, kept, 11 - kept], 13));
-}
-
-#[tokio::test]
-async fn what_makes_a_destination_stumble_while_others_pass_is_set_aside_alone() {
-    let case = case();
-    put_spans(&case.router, &named(16, &[3])).await;
-    let exporter = scripted(|batch, _| match names_of(batch).iter().any(|name| name.starts_with("poison")) {
-        true => failure(Class::Retryable),
-        false => Outcome::Delivered,
-    });
-    let destination = case.destination(&exporter, |policy| {
-        policy.batch.max_items = 16;
-        policy.consumers = 2;
-    });
-    let subscription = Subscription::new(Arc::clone(&case.log), "x");
-    let stop = Drain::default();
-    let running = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(&destination), stop.clone()));
-    let others_pass = async {
-        while subscription.status().held_ranges == 0 {
-            put_spans(&case.router, &["other".to_owned()]).await;
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(PATIENCE, others_pass).await;
-    let mut sizes = BTreeMap::new();
-    for batch in exporter.seen.lock().iter() {
-        let poison = names_of(batch).iter().any(|name| name.starts_with("poison"));
-        *sizes.entry((batch.items, poison)).or_insert(0) += 1;
-    }
-    assert!(in_time.is_ok(), "not set aside in time: {:?}, {sizes:?}", subscription.status());
-    stop.abort.cancel();
-    running.await.expect("no panic");
-    let good = taken(&exporter).into_iter().filter(|name| name.starts_with("good")).collect::<Vec<_>>();
-    assert_eq!(good.len(), 15, "{good:?}");
-    assert_eq!(
-        case.letters.shelf().parked().status().letters,
-        0,
-        "it may be the destination's fault: kept, not parked"
-    );
-}
-
-#[tokio::test]
-async fn a_destination_that_fails_now_and_then_sets_nothing_aside() {
-    let case = case();
-    for record in 0..3000 {
-        put_spans(&case.router, &[format!("good {record}")]).await;
-    }
-    let exporter = scripted(|_, n| if n % 7 == 6 { failure(Class::Retryable) } else { Outcome::Delivered });
-    let destination = case.destination(&exporter, |policy| {
-        policy.batch.max_items = 2;
-        policy.consumers = 4;
-    });
-    let subscription = case.deliver_all(&destination).await;
-    assert_eq!(taken(&exporter).len(), 3000);
-    assert_eq!(subscription.status().held_ranges, 0);
 }
 
 #[tokio::test(start_paused = true)]

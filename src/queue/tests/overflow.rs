@@ -88,11 +88,12 @@ async fn past_the_cap_a_blocking_exporter_stops_intake_and_nobody_drops_for_noth
     let budget = Budget::new(1 << 20);
     let refused = loop {
         match router.offer(offer(&budget, 0, Vec::new())).await {
-            Ok(_receipt) => relieve(&store, &givers),
+            Ok(_receipt) => assert!(!relieve(&store, &givers)),
             Err(refused) => break refused,
         }
     };
     assert!(refused.message.contains("held by exporter \"blocks\""), "{refused}");
+    assert_eq!(refused.retry_after, crate::queue::router::RETRY_AFTER_FULL, "that may take long");
     assert_eq!(dropped.load(Ordering::SeqCst), 0, "giving up what another holds as well frees nothing");
     // The blocking one catches up: now the other gives way.
     let end = log.durable_end();

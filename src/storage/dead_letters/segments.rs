@@ -22,6 +22,8 @@ const MOVE_BYTES_MAX: u64 = 8 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
     Capped,
+    /// It may be passed by one segment, for letters that grow while they are mended.
+    Repair,
     Beyond,
 }
 
@@ -103,7 +105,7 @@ impl Active {
 
 impl DeadLetterLog {
     /// Of a fresh segment with room for records of so many bytes.
-    fn segment_len(&self, needed: u64) -> u64 {
+    pub(super) fn segment_len(&self, needed: u64) -> u64 {
         (RECORDS_START + needed).next_multiple_of(HEADER_PAGE_LEN).max(self.options.segment_bytes())
     }
 
@@ -114,10 +116,10 @@ impl DeadLetterLog {
         let fits = |active: &Active| active.allocated_bytes - active.end >= needed;
         if !state.active.as_ref().is_some_and(fits) {
             // Before the segment in use gives back its room, which a smaller group may need.
-            if room == Room::Capped && self.options.at_cap == AtCap::Refuse {
+            if let (Some(cap), AtCap::Refuse) = (self.cap(room), self.options.at_cap) {
                 let unused = state.active.as_ref().map_or(0, Active::unused_bytes);
-                if state.index.allocated_bytes() - unused + self.segment_len(needed) > self.options.max_bytes {
-                    return Err(self.at_cap(state));
+                if state.index.allocated_bytes() - unused + self.segment_len(needed) > cap {
+                    return Err(self.no_room(state, needed));
                 }
             }
             self.seal(state);
@@ -218,11 +220,11 @@ impl DeadLetterLog {
     /// A fresh segment with room for `needed`, its name durable.
     fn roll(&self, state: &mut State, needed: u64, room: Room) -> Result<Active, LetterError> {
         let len = self.segment_len(needed);
-        while room == Room::Capped && state.index.allocated_bytes() + len > self.options.max_bytes {
+        while self.cap(room).is_some_and(|cap| state.index.allocated_bytes() + len > cap) {
             let oldest = state.index.segments.keys().next().copied();
             match (self.options.at_cap, oldest) {
                 (AtCap::DropOldest, Some(oldest)) => state.dropped += self.remove_segment(state, oldest)?,
-                _ => return Err(self.at_cap(state)),
+                _ => return Err(self.no_room(state, needed)),
             }
         }
         if let Some(space) = &self.space {

@@ -149,6 +149,34 @@ fn at_the_cap_letters_are_refused_and_room_comes_back_as_they_end() {
 }
 
 #[test]
+fn edits_keep_to_the_cap_but_for_one_segment_and_what_makes_a_letter_smaller_always_finds_room() {
+    let world = world(1);
+    let (log, _) = open(&world, SMALL);
+    let mut ids = Vec::new();
+    while let Ok((new, _)) = log.append(vec![letter("full", 20_000)]) {
+        ids.extend(new);
+    }
+    let bound = SMALL.max_bytes + SMALL.segment_bytes();
+    let mut grown = 0;
+    let refused = loop {
+        match log.replace(ids[grown], letter("grown", 40_000)) {
+            Ok(found) => assert!(found),
+            Err(error) => break error,
+        }
+        grown += 1;
+        assert!(log.status().allocated_bytes <= bound, "{grown}: {:?}", log.status());
+    };
+    assert!(grown > 0 && matches!(refused, LetterError::Cap { .. }), "{grown}: {refused}");
+    assert!(log.status().allocated_bytes <= bound, "{:?}", log.status());
+    for id in &ids {
+        assert!(log.replace(*id, letter("small", 10_000)).expect("room"));
+    }
+    assert!(log.status().allocated_bytes <= SMALL.max_bytes, "{:?}", log.status());
+    let large = log.append(vec![letter("large", SMALL.max_bytes as usize)]).expect_err("more than all there is");
+    assert!(large.is_full() && large.to_string().contains("even when it is empty"), "{large}");
+}
+
+#[test]
 fn a_group_that_does_not_fit_costs_the_segment_in_use_none_of_its_room() {
     let world = world(1);
     let (log, _) = open(&world, SMALL);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::Inner;
+use crate::storage::space::Holder;
 
 /// The logs of one store.
 #[derive(Default)]
@@ -46,16 +47,16 @@ fn hold(log: &Inner) -> Option<Hold> {
     holds.max_by_key(|hold| (!hold.gives_way, hold.bytes))
 }
 
-/// `, held by …`, for a message, or that nobody holds what there never was.
-pub(super) fn name(log: &Inner) -> String {
+/// The one that holds the most; those that give way come last.
+pub(super) fn find(log: &Inner) -> Holder {
     if log.shared.segment_bytes > log.shared.space.reachable_bytes() {
-        return ", and never will: it takes a higher forebay.queue.max_size, or a larger file system".to_owned();
+        return Holder::Never;
     }
     let peers = log.shared.peers.all();
     match peers.iter().filter_map(|peer| hold(peer)).max_by_key(|hold| (!hold.gives_way, hold.bytes)) {
-        Some(Hold { exporter, queue, records_behind, .. }) => {
-            format!(", held by exporter \"{exporter}\" in queue \"{queue}\", {records_behind} records behind")
+        Some(Hold { gives_way, exporter, queue, records_behind, .. }) => {
+            Holder::Exporter { exporter, queue, records_behind, gives_way }
         }
-        None => ", held by no exporter: in use, or back with the next checkpoint".to_owned(),
+        None => Holder::Nobody,
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use crate::storage::backlog::Weight;
 use crate::storage::record::{METADATA_LEN_MAX, PAYLOAD_LEN_MAX};
 use crate::storage::segment::RECORDS_START;
-use crate::storage::space::{Full, Reservation};
+use crate::storage::space::{Full, Holder, Reservation};
 
 use super::{AppendError, Durable, Inner, Log, NewRecord, Pending, holder};
 
@@ -42,7 +42,7 @@ impl Log {
             tallies: Vec::new(),
         })?;
         if let Some(allocation) = inner.allocation(pending_bytes, bytes) {
-            let checked = inner.shared.space.check(allocation, || holder::name(inner));
+            let checked = inner.shared.space.check(allocation, || holder::find(inner));
             checked.inspect_err(|_| {
                 inner.shared.space.want(allocation);
                 inner.shared.pressure.raise();
@@ -55,7 +55,7 @@ impl Log {
     pub fn is_full_for(&self, bytes: u64) -> bool {
         let pending_bytes = self.inner.pending_bytes.load(Ordering::Acquire) + bytes;
         let allocation = self.inner.allocation(pending_bytes, bytes);
-        allocation.is_some_and(|bytes| self.inner.shared.space.check(bytes, String::new).is_err())
+        allocation.is_some_and(|bytes| self.inner.shared.space.check(bytes, Holder::default).is_err())
     }
 
     /// Hands the record to the writer. The answer comes when its bytes are synced, or with the reason why not.

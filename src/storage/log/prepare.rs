@@ -34,7 +34,7 @@ pub(super) fn step(inner: &Inner) {
     if inner.state.lock().prepared.is_some() {
         return;
     }
-    if inner.shared.space.check(2 * inner.shared.segment_bytes, String::new).is_err() {
+    if inner.shared.space.check(2 * inner.shared.segment_bytes, Default::default).is_err() {
         inner.shared.pressure.raise();
         return;
     }

@@ -96,7 +96,7 @@ impl Ballast {
 
     /// Takes its blocks again, if there is room for it and for what comes.
     pub fn restore(&mut self) -> io::Result<()> {
-        if self.is_held || self.len == 0 || self.space.check(2 * self.len, String::new).is_err() {
+        if self.is_held || self.len == 0 || self.space.check(2 * self.len, Default::default).is_err() {
             return Ok(());
         }
         match self.make() {

@@ -2,42 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::task::JoinHandle;
-
 use super::*;
 use crate::pipeline::proof::{PROOF_ROW_MAX, REFUSALS_IN_ROW_MAX};
 use crate::queue::book::HELD_RANGES_MAX;
-
-/// A delivery that goes on while the test does something.
-struct Running {
-    subscription: Arc<Subscription>,
-    stop: Drain,
-    task: JoinHandle<()>,
-}
-
-impl Running {
-    fn start(case: &Case, destination: &Arc<Destination>) -> Running {
-        let subscription = Subscription::new(Arc::clone(&case.log), "x");
-        let stop = Drain::default();
-        let task = tokio::spawn(run(Arc::clone(&subscription), Arc::clone(destination), stop.clone()));
-        Running { subscription, stop, task }
-    }
-
-    async fn wait(&self, what: &str, until: impl Fn() -> bool) {
-        let done = async {
-            while !until() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let in_time = tokio::time::timeout(PATIENCE, done).await;
-        assert!(in_time.is_ok(), "not in time: {what}, {:?}", self.subscription.status());
-    }
-
-    async fn end(self) {
-        self.stop.abort.cancel();
-        self.task.await.expect("no panic");
-    }
-}
 
 /// A destination that is well until told otherwise.
 fn takes_or_refuses_everything() -> (Arc<Scripted>, Arc<AtomicBool>) {
@@ -234,4 +201,30 @@ async fn a_destination_that_fails_now_and_then_while_poison_is_searched_for_stop
     case.deliver_all(&destination).await;
     assert_eq!(case.letters.shelf().parked().status().letters, 60);
     assert_eq!(taken(&exporter).len(), 60 * 19);
+}
+
+#[tokio::test]
+async fn what_a_destination_refused_before_it_was_well_is_asked_for_again_and_not_parked() {
+    for refusals in [1, 5, 12, 30] {
+        let case = case();
+        put_spans(&case.router, &named(16, &[9])).await;
+        let exporter = scripted(move |batch, n| if n < refusals { refused("not yet") } else { hates_poison(batch, n) });
+        let destination = case.destination(&exporter, |policy| policy.batch.max_items = 16);
+        let running = Running::start(&case, &destination);
+        // The refusals may have been of everything, which something else has to show then.
+        let in_time = tokio::time::timeout(PATIENCE, async {
+            for n in 0.. {
+                if settled(&case.log) >= 1 && running.subscription.status().held_ranges == 0 {
+                    break;
+                }
+                put_spans(&case.router, &[format!("other {n}")]).await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        assert!(in_time.await.is_ok(), "{refusals}: {:?}", running.subscription.status());
+        running.end().await;
+        let good: Vec<_> = taken(&exporter).into_iter().filter(|name| name.starts_with("good")).collect();
+        assert_eq!(good.len(), 15, "{refusals}: each once, {good:?}");
+        assert_eq!(case.parked().into_keys().collect::<Vec<_>>(), [["poison 9"]], "{refusals}");
+    }
 }
