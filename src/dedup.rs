@@ -106,6 +106,13 @@ impl Dedup {
         }
         let dir = make_dir(disk.as_ref(), &data_dir)?;
         let (keys, is_fresh) = Keys::open(disk.as_ref(), &dir)?;
+        if is_fresh && wanted.iter().any(|queue| queue.log.durable_end() > 0) {
+            tracing::warn!(
+                dir = %dir.display(),
+                "no fingerprint of what came before counts: there is no valid secret, as after a purge without a process, or at first; \
+                 what came before may come again"
+            );
+        }
         let bounds = || wanted.iter().flat_map(|queue| queue.requests.into_iter().chain(queue.spans.map(|(_, b)| b)));
         let bytes_max = bounds().map(|bounds| bounds.bytes_max).sum();
         let window_max = bounds().map(|bounds| bounds.window).max().unwrap_or_default();

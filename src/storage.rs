@@ -7,6 +7,7 @@
 //!   catalog/                      sled: segment rows, cursor rows, generation; rebuildable
 //!   queues/<queue id>/<id>.seg    the source of truth: records, synced before they are acknowledged
 //!   dlq/<id>.seg                  dead letters, their tombstones and notes; dlq/invalid/ what was malformed at the door
+//!   dlq.seals                     what each of their segments holds, so that what is lost is missed; rebuildable
 //!
 //! segment                         two 4096-byte header pages, alike, then records, each on an 8-byte boundary
 //!   header page   magic · version · segment id · nonce · sequence floor · CRC

@@ -98,7 +98,7 @@ fn describe() {
     );
     describe_counter!(
         "forebay_dead_letters_damaged",
-        "Places in files of dead letters that were found damaged at the start; letters in them are lost."
+        "Dead letters that were found to be lost to damage at the start, at the least."
     );
     describe_counter!(
         "forebay_dead_letters_replayed",
@@ -293,9 +293,9 @@ pub fn dead_letters(ring: &'static str, letters: u64, items: u64, allocated_byte
     gauge!("forebay_dead_letters_capacity_bytes", "kind" => ring).set(max_bytes as f64);
 }
 
-/// A place in the dead-letter queue, or a file of it, of which nothing can be read any more.
-pub fn dead_letters_damaged() {
-    counter!("forebay_dead_letters_damaged").increment(1);
+/// Told once at the start, also that there are none.
+pub fn dead_letters_damaged(letters: u64) {
+    counter!("forebay_dead_letters_damaged").increment(letters);
 }
 
 /// Letters that a person's replay sent, by what came of it: `delivered`, `failed`.

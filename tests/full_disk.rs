@@ -44,8 +44,13 @@ struct Bench {
     forebay: Forebay,
 }
 
+/// Becomes the process.
+const ONCE: &str = "exec \"$@\"";
+/// Starts it, and once more when it has died and somebody says so: the file system stays.
+const TWICE: &str = "\"$@\"; : > \"$0.died\"; while [ ! -e \"$0.again\" ]; do sleep 0.05; done; exec \"$@\"";
+
 /// A process whose data directory is on a tmpfs that nobody else sees and that goes with it.
-fn bench(namespace: &[&str], sink_port: u16, max_size_mib: u64) -> Bench {
+fn bench(namespace: &[&str], sink_port: u16, max_size_mib: u64, starts: &str) -> Bench {
     let dir = tempfile::tempdir().expect("temporary directory");
     let [http_port, grpc_port, health_port, metrics_port] = free_ports();
     let disk = dir.path().join("disk");
@@ -63,7 +68,7 @@ fn bench(namespace: &[&str], sink_port: u16, max_size_mib: u64) -> Bench {
          pipelines:\n    traces: {{receivers: [otlp], exporters: [otlp_http]}}\n"
     );
     std::fs::write(&config, text).expect("configuration written");
-    let script = format!("mount -t tmpfs -o size={DISK_MIB}m none \"$0\" && exec \"$@\"");
+    let script = format!("mount -t tmpfs -o size={DISK_MIB}m none \"$0\" && {starts}");
     let mount_point = disk.display().to_string();
     let wrapper = [namespace, &["sh", "-c", &script, &mount_point]].concat();
     let forebay =
@@ -145,7 +150,7 @@ async fn a_full_disk_refuses_before_the_first_failed_write_drains_and_recovers_w
     };
     let (sink, address) = Sink::start().await;
     sink.fail_every.store(1, Ordering::SeqCst);
-    let mut bench = bench(&namespace, address.port(), 60);
+    let mut bench = bench(&namespace, address.port(), 60, ONCE);
     let client = client();
     bench.forebay.ready(&client).await;
     let ledger = Arc::new(Ledger::default());
@@ -190,6 +195,11 @@ async fn a_full_disk_refuses_before_the_first_failed_write_drains_and_recovers_w
     assert!(failure.retry_after.is_some_and(|after| after >= Duration::from_secs(1)), "{failure:?}");
     let failures = bench.storage_failures(&client).await;
     assert!(failures.is_empty(), "refused before a write failed: {failures:?}\n{}", bench.log());
+    let page = client.get(format!("http://127.0.0.1:{}/metrics", bench.metrics_port)).send().await.expect("answered");
+    let page = page.text().await.expect("a body");
+    assert!(page.lines().any(|line| line == "forebay_storage_time_to_full_seconds 0"), "{page}");
+    assert!(page.contains("forebay_storage_damaged_records{queue=\"traces\"} 0"), "{page}");
+    assert!(bench.log().contains("more than the file system can ever hold"), "{}", bench.log());
     let free_at_watermark = bench.available_bytes();
     assert!(free_at_watermark >= DISK_MIB * 15 / 100 * 1_000_000, "{free_at_watermark} bytes are left to others");
 
@@ -229,6 +239,60 @@ async fn a_full_disk_refuses_before_the_first_failed_write_drains_and_recovers_w
     );
 }
 
+/// Before, it did not start: "failed to open the catalogue: No space left on device", and the ballast lay beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_killed_with_a_backlog_starts_on_a_full_disk_with_the_ballasts_room_drains_and_takes_it_again() {
+    let Some(namespace) = namespace() else {
+        println!("full disk: SKIPPED, a mount namespace is not permitted here");
+        return;
+    };
+    let (sink, address) = Sink::start().await;
+    sink.fail_every.store(1, Ordering::SeqCst);
+    let mut bench = bench(&namespace, address.port(), 60, TWICE);
+    let client = client();
+    bench.forebay.ready(&client).await;
+    let (ledger, stop) = (Arc::new(Ledger::default()), Arc::new(AtomicBool::new(false)));
+    let loading = tokio::spawn(load(
+        client.clone(),
+        bench.url.clone(),
+        SPANS_PER_REQUEST,
+        Arc::clone(&ledger),
+        Arc::clone(&stop),
+    ));
+    eventually("there is a backlog", async || ledger.acknowledged.lock().len() > 20_000).await;
+    let data = bench.disk().join("data");
+    let pid: i32 = std::fs::read_to_string(data.join("LOCK")).expect("read").trim().parse().expect("a pid");
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    let beside = |suffix: &str| bench.dir.path().join(format!("disk.{suffix}"));
+    eventually("it is dead", async || beside("died").exists()).await;
+    stop.store(true, Ordering::SeqCst);
+    loading.await.expect("no panic");
+    assert!(data.join("ballast").exists());
+    let others = bench.disk().join("others");
+    let mut file = std::fs::File::create(&others).expect("created");
+    let error = std::iter::repeat_with(|| file.write(&[1; 4096])).find_map(Result::err).expect("it ends");
+    assert_eq!((error.kind(), bench.available_bytes()), (std::io::ErrorKind::StorageFull, 0));
+    drop(file);
+
+    std::fs::write(beside("again"), b"").expect("written");
+    eventually("it is ready", async || {
+        let asked = client.get(format!("http://127.0.0.1:{}/readyz", bench.health_port)).send().await;
+        asked.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    })
+    .await;
+    assert!(bench.log().contains("the ballast's room is used"), "{}", bench.log());
+    sink.fail_every.store(0, Ordering::SeqCst);
+    eventually("the backlog drains on a full disk", async || drained(&ledger, &sink).await).await;
+    std::fs::remove_file(others).expect("removed");
+    eventually("the ballast is there again", async || data.join("ballast").exists()).await;
+    let log = bench.log();
+    assert_eq!(bench.forebay.stop().await, 0, "{log}");
+    check(&ledger, &sink.taken.lock()).unwrap_or_else(|error| panic!("{error}\n{log}"));
+    assert!(!log.contains("panicked"), "{log}");
+    println!("start on a full disk: {} acknowledged, 0 missing", ledger.acknowledged.lock().len());
+}
+
 /// Blocks of all files below, in bytes.
 fn allocated_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -252,7 +316,7 @@ async fn the_cap_holds_to_within_one_segment_with_everything_in_the_data_directo
     };
     let (sink, address) = Sink::start().await;
     sink.fail_every.store(1, Ordering::SeqCst);
-    let mut bench = bench(&namespace, address.port(), MAX_SIZE_MIB);
+    let mut bench = bench(&namespace, address.port(), MAX_SIZE_MIB, ONCE);
     let client = client();
     bench.forebay.ready(&client).await;
     let ledger = Arc::new(Ledger::default());

@@ -13,7 +13,7 @@ use crate::storage::log::{CursorStatus, Status};
 use crate::storage::{Fate, Store};
 use crate::telemetry::{self, BacklogFigures};
 
-use super::observe::Observed;
+use super::observe::{CAPACITY_PROBE_BYTES, Observed};
 
 /// The rate at which the queues grow is taken over this time.
 const GROWTH_WINDOW: Duration = Duration::from_secs(300);
@@ -43,6 +43,8 @@ impl Figures {
         dead_letters: Arc<DeadLetters>,
         dedup: Option<Arc<Dedup>>,
     ) {
+        // A counter that appears with its first loss shows no increase.
+        store.queues().iter().for_each(|log| telemetry::storage_damaged(log.id(), 0, 0));
         let (growth, oldest) = (Growth::default(), HashMap::new());
         *self.0.lock() = Some(Sources { store, budget, observed, dead_letters, dedup, growth, oldest });
     }
@@ -61,8 +63,12 @@ impl Sources {
         let logs = self.store.queues();
         let statuses: Vec<(&str, Status)> = logs.iter().map(|log| (log.id(), log.status())).collect();
         let waiting: u64 = statuses.iter().map(|(_, status)| most_waiting_bytes(status)).sum();
-        let (allocated, capacity) = (self.store.space().allocated_bytes(), self.store.space().max_bytes());
-        let time_to_full = self.growth.time_to(Instant::now(), waiting, capacity.saturating_sub(allocated));
+        let space = self.store.space();
+        let (allocated, capacity) = (space.allocated_bytes(), space.max_bytes());
+        let growing = self.growth.time_to(Instant::now(), waiting, space.room_bytes());
+        let is_full = logs.iter().any(|log| log.is_full_for(CAPACITY_PROBE_BYTES));
+        // A full queue does not grow.
+        let time_to_full = if is_full { Some(Duration::ZERO) } else { growing };
         telemetry::storage_space(allocated, capacity, time_to_full);
         let shelf = self.dead_letters.shelf();
         for (kind, log) in [("parked", shelf.parked()), ("invalid", shelf.ring())] {

@@ -9,7 +9,8 @@ use crate::dlq::expiry::{self, Calendar};
 use crate::dlq::{DeadLetters, Description, OnFull, Parcel, Reason, SeenBefore, Shelf};
 use crate::otlp::{Encoding, Signal, compression, resource};
 use crate::queue::{Park, Undo, metadata};
-use crate::storage::{Record, Store};
+use crate::storage::dead_letters::Damage;
+use crate::storage::{Record, Store, StoreError};
 use crate::telemetry;
 
 use super::Error;
@@ -24,12 +25,15 @@ const BEGINNING_BYTES_MAX: usize = 64 << 10;
 /// Opens it; what is damaged is said once, here.
 pub fn open(plan: &Plan, store: &Store, seen_before: &Arc<OnceLock<Arc<Dedup>>>) -> Result<Arc<DeadLetters>, Error> {
     let max_bytes = plan.dead_letters.max_size_bytes;
-    let (shelf, damage) = Shelf::open(store.disk(), store.dir(), max_bytes, Some(store.space())).map_err(|error| {
-        Error::Setup(format!("failed to open the dead letters in {}: {error}", store.dir().display()))
-    })?;
+    let open = || Shelf::open(store.disk(), store.dir(), max_bytes, Some(store.space()));
+    let (shelf, damage) =
+        store.with_room(|| open().map_err(StoreError::io("open the dead letters in", store.dir())))?;
+    telemetry::dead_letters_damaged(damage.iter().map(Damage::letters_at_least).sum());
     for damage in damage {
-        telemetry::dead_letters_damaged();
-        tracing::error!(%damage, "dead letters are damaged and lost; others are kept");
+        match damage.letters {
+            Some(0) => tracing::warn!(%damage, "dead letters are damaged, and none is lost"),
+            letters => tracing::error!(letters, %damage, "dead letters are damaged and lost; others are kept"),
+        }
     }
     // There from the start, so that a rise is seen.
     ["delivered", "failed"].into_iter().for_each(|outcome| telemetry::dead_letters_replayed(outcome, 0));

@@ -12,11 +12,14 @@ use crate::pipeline::{Destination, Meter};
 use crate::queue::{Budget, Subscription};
 use crate::storage::log::{Lost, Observer};
 use crate::storage::store::OpenReport;
-use crate::storage::{Store, Weight};
+use crate::storage::{Space, Store, Weight};
 use crate::telemetry::{self, ExporterMetrics};
 
 /// Room that `/readyz?capacity=1` asks for.
-const CAPACITY_PROBE_BYTES: u64 = 64 << 10;
+pub const CAPACITY_PROBE_BYTES: u64 = 64 << 10;
+
+/// Two in use by one queue, and one for what waits.
+const SEGMENTS_LEAST: u64 = 3;
 
 /// Storage's outcomes as counters and log lines; what is gone or given up is no longer seen before.
 #[derive(Default)]
@@ -46,6 +49,14 @@ impl Observer for StorageObserver {
         }
         let records = lost.sequences.end.saturating_sub(lost.sequences.start);
         telemetry::storage_damaged(queue, records, lost.bytes);
+        if records == 0 {
+            // An unused segment, as a rule: of what is known to have been acknowledged nothing is missing.
+            tracing::warn!(
+                queue, segment = format!("{:016x}", lost.segment_id), bytes = lost.bytes, reason = %lost.reason,
+                "a segment is damaged; no record is known to be lost with it"
+            );
+            return;
+        }
         tracing::error!(
             queue, segment = format!("{:016x}", lost.segment_id), offset = lost.offset, bytes = lost.bytes,
             records, reason = %lost.reason, "durable records are damaged and lost; later ones go on"
@@ -137,6 +148,7 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
         data_dir = %data_dir.display(), generation = report.generation, queues = report.queues.len(),
         capacity_bytes = space.max_bytes(), segment_bytes = store.segment_bytes(), "data directory opened"
     );
+    warn_of_small_volume(data_dir, space, store.segment_bytes());
     match volume_kind(space.kind()) {
         None => {}
         Some(kind) => tracing::warn!(
@@ -147,8 +159,17 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
     if report.format_was_damaged {
         tracing::error!(data_dir = %data_dir.display(), "the FORMAT file was damaged; the segments are of this format, and it was written anew");
     }
+    if report.witness_lost {
+        tracing::warn!(
+            path = %data_dir.join("witness").display(),
+            "the witness was missing or damaged and is written anew; what it alone knew may be sent twice"
+        );
+    }
+    for path in &report.strangers {
+        tracing::warn!(path = %path.display(), "no queue has that name or lies there: the directory is left alone");
+    }
     for note in &report.notes {
-        tracing::warn!(%note, "the catalogue was rebuilt from the segments; nothing is lost, some data may be sent twice");
+        tracing::warn!(%note, "the segments and the witness stand in for the catalogue; nothing is lost, some data may be sent twice");
     }
     for (queue, found) in &report.queues {
         if found.records > 0 || found.torn_tail_bytes > 0 {
@@ -158,11 +179,33 @@ pub fn log_recovery(data_dir: &Path, store: &Store, report: &OpenReport) {
             );
         }
         for path in &found.quarantined {
-            tracing::error!(%queue, path = %path.display(), "a segment file was set aside: nothing in it can be read");
+            // What is lost with it is an error of its own.
+            tracing::warn!(%queue, path = %path.display(), "a segment file was set aside: it holds nothing of its segment that can be read");
+        }
+        for path in &found.strangers {
+            tracing::warn!(%queue, path = %path.display(), "it is no segment, and is left alone; remove it");
         }
         for cursor in &found.cursors_beyond_end {
             tracing::warn!(%queue, exporter = %cursor, "the cursor stood beyond the end of the queue; new records get higher numbers");
         }
+    }
+}
+
+/// A cap that cannot be reached is no bound: the file system refuses first, and may refuse everything.
+fn warn_of_small_volume(data_dir: &Path, space: &Space, segment_bytes: u64) {
+    let (max_size_bytes, usable_bytes, floor_bytes) = (space.max_bytes(), space.reachable_bytes(), space.floor_bytes());
+    if usable_bytes < SEGMENTS_LEAST * segment_bytes {
+        tracing::warn!(
+            data_dir = %data_dir.display(), usable_bytes, segment_bytes, floor_bytes,
+            "the file system of the data directory, or forebay.queue.max_size, is so small that little or nothing can be taken in: \
+             give it more"
+        );
+    } else if usable_bytes < max_size_bytes {
+        tracing::warn!(
+            data_dir = %data_dir.display(), max_size_bytes, usable_bytes, floor_bytes,
+            "forebay.queue.max_size is more than the file system can ever hold, of which {floor_bytes} bytes must stay free: \
+             intake is refused at {usable_bytes} bytes or before; set it lower, or use a larger volume"
+        );
     }
 }
 

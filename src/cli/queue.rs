@@ -81,7 +81,7 @@ fn look(place: &Place, depth: Depth) -> Result<(), Failure> {
     if depth == Depth::Records && found.is_damaged() {
         return Err(Failure::Other(
             "the data directory is damaged; what is whole is delivered all the same\n  help: `forebay queue repair` on \
-             the stopped process settles what is lost"
+             the stopped process settles what is lost of queues, the next start what is lost of dead letters"
                 .to_owned(),
         ));
     }

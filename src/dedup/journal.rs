@@ -109,11 +109,30 @@ impl Journal {
     ) -> io::Result<(Journal, Vec<Block>)> {
         let mut known = VecDeque::new();
         let mut blocks = Vec::new();
+        let mut next_id = 1;
         for entry in disk.list(dir)? {
             let Some(id) = parse_file_name(&entry.name) else { continue };
             let path = dir.join(&entry.name);
-            let found = if is_fresh { Vec::new() } else { read_file(disk.as_ref(), &path, entry.len)? };
+            next_id = next_id.max(id + 1);
+            if entry.is_dir {
+                tracing::warn!(path = %path.display(), "a directory in the place of a file of fingerprints is left alone");
+                continue;
+            }
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            let found =
+                if is_fresh { Vec::new() } else { read_file(disk.as_ref(), &path, entry.len).map_err(named)? };
+            if known.back().is_some_and(|before: &File| before.id + 1 != id) {
+                tracing::warn!(
+                    before = %path.display(), "files of fingerprints are missing: what they held may come again, or is made anew"
+                );
+            }
             if found.is_empty() {
+                if !is_fresh && entry.len > HEADER_LEN {
+                    tracing::warn!(
+                        path = %path.display(), bytes = entry.len,
+                        "a file of fingerprints is damaged and goes: what it held may come again, or is made anew"
+                    );
+                }
                 disk.remove(&path)?;
                 continue;
             }
@@ -122,7 +141,6 @@ impl Journal {
             known.push_back(File { id, len: entry.len, newest_unix_seconds });
             blocks.extend(found);
         }
-        let next_id = known.back().map_or(1, |file: &File| file.id + 1);
         let files =
             Files { current: None, known, next_id, unsynced: false, last_sync: Instant::now(), failed_at: None };
         let mut pending = Pending::default();

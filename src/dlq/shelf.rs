@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::storage::dead_letters::{AtCap, Letter, LetterError, Located, NewLetter, Options, Row};
+use crate::storage::dead_letters::{AtCap, Damage, Letter, LetterError, Located, NewLetter, Options, Row};
 use crate::storage::{DeadLetterLog, Disk, Space};
 
 /// Where the parked letters lie in the data directory, and where the ring.
@@ -27,17 +27,20 @@ pub struct Shelf {
 
 impl Shelf {
     /// Opens (or makes) both, the parked ones of at most `max_bytes`; returns what is damaged as well. Only one process
-    /// may have them open: the data directory's lock sees to that.
+    /// may have them open: the data directory's lock sees to that. `space`: the process's; a command has none.
     pub fn open(
         disk: &Arc<dyn Disk>,
         data_dir: &Path,
         max_bytes: u64,
         space: Option<&Arc<Space>>,
-    ) -> io::Result<(Shelf, Vec<String>)> {
+    ) -> io::Result<(Shelf, Vec<Damage>)> {
         let open =
             |name: &str, options| DeadLetterLog::open(Arc::clone(disk), &data_dir.join(name), options, space.cloned());
-        let (parked, opened) = open(PARKED_DIR, Options { max_bytes, at_cap: AtCap::Refuse, first_id: 0 })?;
-        let ring = Options { max_bytes: RING_BYTES_MAX, at_cap: AtCap::DropOldest, first_id: RING_FIRST_ID };
+        let settles_damage = space.is_some();
+        let parked = Options { max_bytes, at_cap: AtCap::Refuse, first_id: 0, settles_damage };
+        let (parked, opened) = open(PARKED_DIR, parked)?;
+        let (max_bytes, first_id) = (RING_BYTES_MAX, RING_FIRST_ID);
+        let ring = Options { max_bytes, at_cap: AtCap::DropOldest, first_id, settles_damage };
         let (ring, ring_opened) = open(RING_DIR, ring)?;
         let damage = [opened.damage, ring_opened.damage].concat();
         Ok((Shelf { parked: Arc::new(parked), ring: Arc::new(ring) }, damage))
@@ -131,7 +134,7 @@ mod tests {
     fn open(dir: &std::path::Path) -> Shelf {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let (shelf, damage) = Shelf::open(&disk, dir, 64 << 20, None).expect("opens");
-        assert_eq!(damage, Vec::<String>::new());
+        assert_eq!(damage, []);
         shelf
     }
 

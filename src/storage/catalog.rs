@@ -28,12 +28,14 @@ pub struct CatalogError {
     pub reason: String,
     /// The disk has no room.
     pub is_full: bool,
+    /// Another process has it open.
+    pub is_locked: bool,
 }
 
 impl CatalogError {
     pub fn io(operation: &'static str, cause: &std::io::Error) -> CatalogError {
         let full = [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded];
-        CatalogError { operation, reason: cause.to_string(), is_full: full.contains(&cause.kind()) }
+        CatalogError { operation, reason: cause.to_string(), is_full: full.contains(&cause.kind()), is_locked: false }
     }
 }
 
@@ -201,6 +203,11 @@ pub fn decode_name(name: &str) -> Option<String> {
         }
     }
     String::from_utf8(bytes).ok()
+}
+
+/// The queue whose directory has that name; None where no queue's can.
+pub fn queue_of_dir(name: &str) -> Option<String> {
+    decode_name(name).filter(|queue| encode_name(queue) == name)
 }
 
 pub fn queue_key(queue: &str) -> Vec<u8> {

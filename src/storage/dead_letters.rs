@@ -6,13 +6,18 @@
 //! parked, `durable end` where in the file its group began. Of several records about one letter the one with the greatest sequence holds. Sequences, and so the ids of
 //! letters, begin at the milliseconds since 1970 times 65536: they rise across restarts even when every file is gone.
 //!
+//! What each segment held when it was sealed is kept beside the directory ([`seals`]), so that what is lost is known.
+//!
 //! The index is in memory and read off the headers at open. A segment that is less than half alive is written anew into
 //! the one in use, and goes; so does a tombstone when no segment has a record of its letter any more.
 
+mod damage;
 mod index;
 mod located;
 mod recover;
+mod seals;
 mod segments;
+mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,11 +31,13 @@ use super::record::{METADATA_LEN_MAX, PAYLOAD_LEN_MAX, Record};
 use super::space::{Full, Space};
 use super::{Durable, segment};
 
+pub use damage::Damage;
 use index::Index;
 pub use index::Row;
 pub use located::Located;
 pub use recover::Opened;
 use segments::{Active, Entry, Room};
+pub use verify::{Verified, verify};
 
 /// Letters that one log may hold; each takes about a hundred bytes of memory.
 pub const LETTERS_MAX: usize = 1_000_000;
@@ -53,6 +60,8 @@ pub struct Options {
     pub at_cap: AtCap,
     /// Ids are not below this.
     pub first_id: u64,
+    /// What is found to be lost is told this once, by a process that counts it; a command leaves it for the next start.
+    pub settles_damage: bool,
 }
 
 impl Options {
@@ -167,7 +176,7 @@ impl DeadLetterLog {
         options: Options,
         space: Option<Arc<Space>>,
     ) -> io::Result<(DeadLetterLog, Opened)> {
-        let (index, opened, next_segment_id) = recover::recover(disk.as_ref(), dir)?;
+        let (index, opened, next_segment_id) = recover::recover(disk.as_ref(), dir, options.settles_damage)?;
         let state = State {
             next_sequence: index.last_sequence().map_or(0, |last| last + 1),
             next_segment_id,
@@ -285,7 +294,10 @@ impl DeadLetterLog {
         {
             tracing::warn!(dir = %self.dir.display(), %error, "failed to vouch for the last dead letters; they are kept all the same");
         }
-        self.seal(&mut state);
+        if state.active.is_some() {
+            self.seal(&mut state);
+            self.write_seals(&state);
+        }
     }
 
     /// The most that may be allocated, if that counts.

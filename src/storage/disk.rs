@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, CWD, FallocateFlags, FlockOperation, RenameFlags};
 
 /// Vectors handed to one `pwritev`; Linux takes 1024 (IOV_MAX).
 const WRITE_VECTORS_MAX: usize = 1024;
@@ -58,6 +58,15 @@ pub trait Disk: Send + Sync + Debug {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// The same where nothing has the new name yet; `AlreadyExists` otherwise.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let parent = to.parent().unwrap_or(Path::new(""));
+        let name = to.file_name().unwrap_or_default();
+        if self.list(parent)?.iter().any(|entry| name == entry.name.as_str()) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.rename(from, to)
+    }
     /// A file, or an empty directory.
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
@@ -188,6 +197,19 @@ impl Disk for RealDisk {
         std::fs::rename(from, to)
     }
 
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        use rustix::io::Errno;
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // Not every file system can refuse by itself; nobody else makes names here.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match std::fs::symlink_metadata(to) {
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.rename(from, to),
+                Err(error) => Err(error),
+            },
+            renamed => Ok(renamed?),
+        }
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => std::fs::remove_dir(path),
@@ -212,8 +234,12 @@ impl Disk for RealDisk {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        file.set_len(0)?;
-        file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
+        // Over what is there, which a full disk has room for. Without its pid the lock holds all the same.
+        let pid = format!("{}\n", std::process::id());
+        match file.write_all_at(pid.as_bytes(), 0) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => file.set_len(0)?,
+            written => written.and_then(|()| file.set_len(pid.len() as u64))?,
+        }
         Ok(Box::new(file))
     }
 }

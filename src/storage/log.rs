@@ -4,6 +4,7 @@ pub(super) mod backlog;
 mod cache;
 mod forget;
 mod holder;
+mod intake;
 mod overflow;
 mod prepare;
 mod read;
@@ -31,9 +32,9 @@ use super::backlog::{Tally, Weight};
 use super::cursor::Cursor;
 use super::disk::DiskFile;
 use super::ledger::Ledger;
-use super::record::{self, METADATA_LEN_MAX, PAYLOAD_LEN_MAX};
-use super::segment::{Identity, RECORDS_START};
-use super::space::{Full, Reservation};
+use super::record;
+use super::segment::Identity;
+use super::space::Reservation;
 use super::{Durable, RangeSet};
 
 use tail::Tail;
@@ -259,63 +260,6 @@ impl Log {
 
     pub fn id(&self) -> &str {
         &self.inner.id
-    }
-
-    /// Promises room for a record (from [`NewRecord::weight`]), or says who holds it.
-    pub fn reserve(&self, weight: Weight) -> Result<Reservation, Full> {
-        let inner = &self.inner;
-        if inner.stopping.load(Ordering::Acquire) {
-            return Err(Full::Closed);
-        }
-        if let Some(failure) = &*inner.failure.lock() {
-            return Err(Full::Failed(failure.clone()));
-        }
-        let bytes = weight.bytes;
-        let pending_bytes = inner.pending_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let reservation = self.reserve_backlog(Reservation {
-            pending_bytes: Arc::clone(&inner.pending_bytes),
-            weight,
-            tallies: Vec::new(),
-        })?;
-        let beyond = pending_bytes.saturating_sub(inner.room_bytes.load(Ordering::Acquire));
-        if beyond > 0 {
-            let usable = inner.shared.segment_bytes - RECORDS_START;
-            let allocation = if bytes > usable {
-                beyond + RECORDS_START
-            } else {
-                beyond.div_ceil(usable) * inner.shared.segment_bytes
-            };
-            let checked = inner.shared.space.check(allocation, || holder::find(inner));
-            checked.inspect_err(|_| {
-                inner.shared.space.want(allocation);
-                inner.shared.pressure.raise();
-            })?;
-        }
-        Ok(reservation)
-    }
-
-    /// Hands the record to the writer. The answer comes when its bytes are synced, or with the reason why not.
-    pub fn append(
-        &self,
-        reservation: Reservation,
-        record: NewRecord,
-    ) -> oneshot::Receiver<Result<Durable, AppendError>> {
-        let (answer, receiver) = oneshot::channel();
-        let len = record.payload.len() as u64;
-        if len > PAYLOAD_LEN_MAX || record.metadata.len() > METADATA_LEN_MAX {
-            // The receiver may have gone away; then nobody wants the answer.
-            let _ = answer.send(Err(AppendError::TooLarge { len, max: PAYLOAD_LEN_MAX }));
-            return receiver;
-        }
-        let mut inbox = self.inner.inbox.lock();
-        if inbox.closed {
-            let _ = answer.send(Err(AppendError::Closed));
-            return receiver;
-        }
-        inbox.pending.push_back(Pending { record, reservation, answer });
-        drop(inbox);
-        self.inner.inbox_ready.notify_one();
-        receiver
     }
 
     /// One step of the writer: writes and answers one group of what is pending. For [`Drive::Caller`].

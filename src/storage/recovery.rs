@@ -1,10 +1,9 @@
 //! Opening one queue's directory: what is there, what is whole, what is lost.
 
 mod loss;
+mod tail;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, IoSlice};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,8 +20,8 @@ use super::segment::{self, HeaderPage, Identity, Located, RECORDS_START, ScanRes
 use super::store::StoreError;
 use super::witness::QueueAccount;
 use loss::LossFinder;
-
-const REWRITE_CHUNK_BYTES: u64 = 1 << 20;
+pub(super) use tail::rewrite;
+use tail::torn_bytes;
 
 /// What recovery of one queue found worth telling.
 #[derive(Debug, Default)]
@@ -35,8 +34,10 @@ pub struct QueueReport {
     pub torn_tail_bytes: u64,
     /// Records below the durable end that are gone.
     pub lost: Vec<Lost>,
-    /// Files set aside because nothing in them could be made sense of.
+    /// Files set aside because they hold nothing of their segment that can be read.
     pub quarantined: Vec<PathBuf>,
+    /// Directories, and files with the name of no segment that there can be; they are left alone.
+    pub strangers: Vec<PathBuf>,
     /// Cursors that stood beyond the end of the log.
     pub cursors_beyond_end: Vec<String>,
 }
@@ -70,8 +71,10 @@ pub(super) fn recover(
         *ledger = ledger.later(row.ledger());
     }
     let witness_row = account.and_then(|account| account.row.clone()).unwrap_or_default();
-    let mut next_segment_id = known.row.next_segment_id.max(witness_row.next_segment_id);
     let rows = [&known.row, &witness_row];
+    let behind = |id: u64| segment::id_behind(id).unwrap_or(0);
+    let mut next_segment_id =
+        rows.iter().map(|row| row.next_segment_id.checked_sub(1).map_or(0, behind)).fold(0, u64::max);
     let recorded_end = rows.iter().map(|row| row.durable_end).max().unwrap_or(0);
     let mut next_sequence = rows.iter().map(|row| row.next_sequence).fold(recorded_end, u64::max);
 
@@ -79,17 +82,27 @@ pub(super) fn recover(
     // All headers first: one of another version refuses the start before anything is written.
     let mut opened: BTreeMap<u64, Opened> = BTreeMap::new();
     let entries = disk.list(dir).map_err(StoreError::io("list", dir))?;
-    for entry in entries.iter().filter(|entry| !entry.is_dir) {
+    for entry in entries {
         let path = dir.join(&entry.name);
+        if entry.is_dir {
+            next_segment_id =
+                segment::parse_file_name(&entry.name).map_or(next_segment_id, |id| next_segment_id.max(behind(id)));
+            report.strangers.push(path);
+            continue;
+        }
         if let Some(name_id) = segment::parse_file_name(&entry.name) {
-            next_segment_id = next_segment_id.max(name_id + 1);
+            next_segment_id = next_segment_id.max(behind(name_id));
             if let Some(file) = open_segment(disk, &path, name_id, known.segments.get(&name_id), &mut report)? {
-                next_segment_id = next_segment_id.max(file.identity.id + 1);
+                next_segment_id = next_segment_id.max(behind(file.identity.id));
                 next_sequence = next_sequence.max(file.identity.sequence_floor);
                 opened.insert(name_id, file);
             }
         } else if entry.name.starts_with("new.") || entry.name.starts_with("spare.") {
             disk.remove(&path).map_err(StoreError::io("remove", &path))?;
+        } else if let Some(aside) = segment::parse_aside_name(&entry.name) {
+            next_segment_id = next_segment_id.max(behind(aside));
+        } else if entry.name.ends_with(".seg") {
+            report.strangers.push(path);
         }
     }
 
@@ -100,13 +113,13 @@ pub(super) fn recover(
     for id in ids.into_iter().rev() {
         let row = known.segments.get(&id);
         let path = segment::path_in(dir, id);
-        let read = match opened.remove(&id) {
-            Some(file) => read_segment(disk, &path, id, row, file, &mut report)?,
-            None => None,
+        let (read, reason) = match opened.remove(&id) {
+            Some(file) => (read_segment(disk, &path, id, row, file, &mut report)?, "its file holds another segment"),
+            None => (None, "the segment file is missing"),
         };
         let Some((segment, scan)) = read else {
             if let Some(row) = row {
-                losses.unreadable_segment(row, "the segment file is missing");
+                losses.unreadable_segment(row, reason);
             }
             continue;
         };
@@ -131,6 +144,10 @@ pub(super) fn recover(
             || cursors.is_empty()
             || !cursors.values().all(|c| c.has_settled(lost.sequences.clone()))
     });
+    // A file without a header that held what is known to be lost is told of once, by its records.
+    if report.lost.iter().any(|lost| !lost.sequences.is_empty()) {
+        report.lost.retain(|lost| !lost.sequences.is_empty());
+    }
     // What is reported now is not reported again.
     for missing in findings.torn.iter().chain(report.lost.iter().map(|lost| lost.sequences.clone())) {
         holes.insert(missing);
@@ -156,7 +173,9 @@ pub(super) fn recover(
         }
         if let Some(unsure_from) = unsure_from {
             if segment.allocated_bytes > segment.valid_end {
-                report.torn_tail_bytes += segment.allocated_bytes - segment.valid_end;
+                let (file, id) = (segment.file.as_ref(), segment.identity.id);
+                let torn = torn_bytes(file, id, segment.valid_end, segment.allocated_bytes);
+                report.torn_tail_bytes += torn.map_err(StoreError::io("read", &path))?;
                 segment.file.set_len(segment.valid_end).map_err(StoreError::io("truncate the torn tail of", &path))?;
                 segment.allocated_bytes = segment.valid_end;
             }
@@ -237,7 +256,8 @@ fn open_segment(
                 offset: 0,
                 bytes: allocated_bytes,
                 sequences: 0..0,
-                reason: "the segment's header is damaged and the catalogue does not know it".to_owned(),
+                reason: "the segment's header is damaged and the catalogue does not know it: what it held is not known"
+                    .to_owned(),
             });
             return Ok(None);
         }
@@ -274,32 +294,8 @@ fn read_segment(
     Ok(Some((sealed_from_scan(identity, file, allocated_bytes, &scan), Some(scan))))
 }
 
-/// Writes a stretch of a file over itself, to be synced. What a dead process left in the page cache may be clean there
-/// and missing on the disk: a sync that failed leaves it so, and no later sync would write it.
-fn rewrite(file: &dyn DiskFile, stretch: Range<u64>) -> io::Result<()> {
-    let mut at = stretch.start;
-    let mut chunk = vec![0; (stretch.end - stretch.start).min(REWRITE_CHUNK_BYTES) as usize];
-    while at < stretch.end {
-        chunk.truncate((stretch.end - at) as usize);
-        let read = file.read_at(&mut chunk, at)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        match file.write_all_at(&mut [IoSlice::new(&chunk[..read])], at) {
-            // Of what is not acknowledged nothing is promised; a full disk must not stop the start.
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(()),
-            written => written?,
-        }
-        at += read as u64;
-    }
-    Ok(())
-}
-
 fn quarantine(disk: &Arc<dyn Disk>, path: &Path, report: &mut QueueReport) -> Result<(), StoreError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".damaged");
-    let target = PathBuf::from(name);
-    disk.rename(path, &target).map_err(StoreError::io("set aside", path))?;
+    let target = segment::set_aside(disk.as_ref(), path).map_err(StoreError::io("set aside", path))?;
     report.quarantined.push(target);
     Ok(())
 }

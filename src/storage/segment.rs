@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::disk::DiskFile;
+use super::disk::{Disk, DiskFile};
 #[cfg(test)]
 use super::mutant::{self, Mutant};
 use super::record::{self, ALIGN, HEADER_LEN, Header, NonceSeed, PAYLOAD_LEN_MAX, Record};
@@ -105,9 +105,43 @@ pub fn file_name(id: u64) -> String {
     format!("{id:016x}.seg")
 }
 
+/// So many segments there never are: a file of a greater id is none of ours, and no id may come near the end of numbers.
+pub const ID_MAX: u64 = u64::MAX / 2;
+
+/// New ids follow those that are found, but none that is greater: damage and strangers must not use ids up.
+const ID_FOLLOWED_MAX: u64 = ID_MAX - (1 << 32);
+
+/// The id that may be given out where this one was found.
+pub fn id_behind(found: u64) -> Option<u64> {
+    (found <= ID_FOLLOWED_MAX).then_some(found + 1)
+}
+
 pub fn parse_file_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg")?;
-    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+    let id = (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten();
+    id.filter(|id| *id <= ID_MAX)
+}
+
+/// Of a segment that was set aside.
+pub fn parse_aside_name(name: &str) -> Option<u64> {
+    name.find(".damaged").and_then(|end| parse_file_name(&name[..end]))
+}
+
+/// Names that one file's copies may take when they are set aside.
+const ASIDE_MAX: u32 = 1000;
+
+/// Puts a file away under a name of its own, where nobody reads it and nothing is written over it.
+pub fn set_aside(disk: &dyn Disk, path: &Path) -> io::Result<PathBuf> {
+    for n in 0..ASIDE_MAX {
+        let mut name = path.as_os_str().to_owned();
+        name.push(if n == 0 { ".damaged".to_owned() } else { format!(".damaged.{n}") });
+        let aside = PathBuf::from(name);
+        match disk.rename_new(path, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            renamed => return renamed.map(|()| aside),
+        }
+    }
+    Err(io::Error::other("too many files of that name were set aside; look into them and remove some"))
 }
 
 pub fn path_in(dir: &Path, id: u64) -> PathBuf {

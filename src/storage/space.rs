@@ -19,19 +19,33 @@ use super::held;
 pub const FREE_SHARE_PERCENT: u64 = 15;
 pub const FREE_FLOOR_BYTES_MAX: u64 = 4 << 30;
 pub const DEFAULT_MAX_SIZE_BYTES: u64 = 10 << 30;
+const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+const SEGMENT_BYTES_MIN: u64 = 4 << 20;
+/// Where even eight of those do not fit.
+const SEGMENT_BYTES_LEAST: u64 = 256 << 10;
 /// How old a reading of the file system's free space may be.
 const READING_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// Why there is no room.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
-    #[error("the queue is at its cap: {allocated_bytes} of {max_bytes} bytes are allocated{holder}")]
-    Cap { allocated_bytes: u64, max_bytes: u64, holder: Holder },
     #[error(
-        "the file system of {path} has {available_bytes} bytes free, and {floor_bytes} must stay free; the queue takes \
-         {allocated_bytes} bytes{holder}"
+        "the queue is at its cap: {allocated_bytes} of {max_bytes} bytes are allocated, and {wanted_bytes} more, in whole \
+         segments, do not fit{holder}"
     )]
-    FileSystem { path: String, available_bytes: u64, floor_bytes: u64, allocated_bytes: u64, holder: Holder },
+    Cap { allocated_bytes: u64, max_bytes: u64, wanted_bytes: u64, holder: Holder },
+    #[error(
+        "the file system of {path} has {available_bytes} bytes free, and {floor_bytes} must stay free: {wanted_bytes} more, \
+         in whole segments, do not fit; the queue takes {allocated_bytes} bytes{holder}"
+    )]
+    FileSystem {
+        path: String,
+        available_bytes: u64,
+        floor_bytes: u64,
+        wanted_bytes: u64,
+        allocated_bytes: u64,
+        holder: Holder,
+    },
     #[error(
         "the sending queue of exporter \"{exporter}\" in queue \"{queue}\" is full: {waiting} of {size} {unit} wait \
          (sending_queue.queue_size)"
@@ -50,6 +64,8 @@ pub enum Holder {
     #[default]
     Unknown,
     Nobody,
+    /// Not even one segment fits.
+    Never,
     Exporter {
         exporter: String,
         queue: String,
@@ -64,6 +80,9 @@ impl fmt::Display for Holder {
         match self {
             Holder::Unknown => Ok(()),
             Holder::Nobody => f.write_str(", held by no exporter: in use, or back with the next checkpoint"),
+            Holder::Never => {
+                f.write_str(", and never will: it takes a higher forebay.queue.max_size, or a larger file system")
+            }
             Holder::Exporter { exporter, queue, records_behind, .. } => {
                 write!(f, ", held by exporter \"{exporter}\" in queue \"{queue}\", {records_behind} records behind")
             }
@@ -98,6 +117,8 @@ pub struct Space {
     path: PathBuf,
     max_bytes: u64,
     floor_bytes: u64,
+    /// Of the file system, empty, without what must stay free.
+    usable_bytes: u64,
     kind: u64,
     allocated_bytes: AtomicU64,
     /// The most that a request was refused since [`Space::take_wanted`].
@@ -123,6 +144,7 @@ impl Space {
             path,
             max_bytes,
             floor_bytes,
+            usable_bytes: space.total_bytes - floor_bytes,
             kind: space.kind,
             allocated_bytes: AtomicU64::new(0),
             wanted_bytes: AtomicU64::new(0),
@@ -137,6 +159,30 @@ impl Space {
 
     pub fn max_bytes(&self) -> u64 {
         self.max_bytes
+    }
+
+    /// What the queues may come to at the most: the cap, or all that the file system has for them.
+    pub fn reachable_bytes(&self) -> u64 {
+        self.max_bytes.min(self.usable_bytes)
+    }
+
+    /// What must stay free on the file system.
+    pub fn floor_bytes(&self) -> u64 {
+        self.floor_bytes
+    }
+
+    /// How large segments are where nobody says it: a sixteenth of what there is, so that space comes back in small parts, and
+    /// several fit wherever anything does.
+    pub fn segment_bytes(&self) -> u64 {
+        let reachable = self.reachable_bytes();
+        let least = (reachable / 8).clamp(SEGMENT_BYTES_LEAST, SEGMENT_BYTES_MIN);
+        (reachable / 16).clamp(least, SEGMENT_BYTES_MAX) / 4096 * 4096
+    }
+
+    /// How many bytes may be allocated now.
+    pub fn room_bytes(&self) -> u64 {
+        let below_cap = self.max_bytes.saturating_sub(self.allocated_bytes());
+        below_cap.min(self.available_bytes().saturating_sub(self.floor_bytes))
     }
 
     pub fn allocated_bytes(&self) -> u64 {
@@ -165,7 +211,8 @@ impl Space {
     pub fn check(&self, bytes: u64, holder: impl FnOnce() -> Holder) -> Result<(), Full> {
         let allocated_bytes = self.allocated_bytes();
         if allocated_bytes.saturating_add(bytes) > self.max_bytes {
-            return Err(Full::Cap { allocated_bytes, max_bytes: self.max_bytes, holder: holder() });
+            let (max_bytes, wanted_bytes) = (self.max_bytes, bytes);
+            return Err(Full::Cap { allocated_bytes, max_bytes, wanted_bytes, holder: holder() });
         }
         self.check_floor(bytes).map_err(|full| full.held_by(holder))
     }
@@ -178,6 +225,7 @@ impl Space {
                 path: self.path.display().to_string(),
                 available_bytes,
                 floor_bytes: self.floor_bytes,
+                wanted_bytes: bytes,
                 allocated_bytes: self.allocated_bytes(),
                 holder: Holder::default(),
             });

@@ -1,11 +1,13 @@
 //! The data directory: opened once per process, checkpointed by its keeper thread.
 
 mod ballast;
+mod error;
 pub mod format;
 mod keeper;
-mod mend;
+pub(super) mod mend;
+mod opening;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,33 +20,30 @@ use parking_lot::Mutex;
 
 use super::catalog::{self, Catalog, CatalogError, Contents, MetaRow, QueueContents, SledCatalog};
 use super::cursor::StartAt;
-use super::disk::Disk;
+use super::disk::{DirEntry, Disk};
 use super::log::{Drive, Log, Observer, Pool, Shared, Signal};
 use super::recovery::{self, QueueReport};
 use super::salvage::Salvaged;
 use super::space::Space;
-use super::witness::{Account, QueueAccount, Witness};
+use super::witness::{Account, QueueAccount};
 use ballast::Ballast;
+pub use error::StoreError;
 use format::Format;
-use keeper::{CATALOG_RETRY, Keeper, open_or_rebuild};
+use keeper::{CATALOG_RETRY, CatalogFailure, Keeper};
+pub use opening::lock;
+use opening::{Ground, create_dirs};
 
 /// The first pause between checkpoints is this much shorter than the interval; each is twice as long as the last.
 const FIRST_PAUSE_DIVISOR: u32 = 16;
 /// Queues of one process; each costs two threads and a few files.
 const QUEUES_MAX: usize = 64;
-const CANNOT_SYNC: [io::ErrorKind; 4] = [
-    io::ErrorKind::PermissionDenied,
-    io::ErrorKind::ReadOnlyFilesystem,
-    io::ErrorKind::InvalidInput,
-    io::ErrorKind::Unsupported,
-];
 
 /// How storage is to behave. The defaults are the product's.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Cap on allocated bytes, without dead letters; None: ten GiB, or half of what is free or ours already.
     pub max_size_bytes: Option<u64>,
-    /// None: a sixteenth of the cap, between 4 and 64 MiB.
+    /// None: [`Space::segment_bytes`].
     pub segment_bytes: Option<u64>,
     /// Recent records kept in memory, over all queues.
     pub tail_bytes_max: u64,
@@ -71,33 +70,6 @@ impl Default for Options {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("failed to {operation} {}: {cause}", path.display())]
-    Io { operation: &'static str, path: PathBuf, cause: io::Error },
-    #[error(
-        "the data directory {} is in use by another process (pid {pid}); stop it, or give this one another --data-dir",
-        path.display()
-    )]
-    InUse { path: PathBuf, pid: String },
-    #[error(
-        "{} has an unknown format ({found}); this version knows format 1. Use the version that wrote it, or an empty data directory",
-        path.display()
-    )]
-    Format { path: PathBuf, found: String },
-    #[error("a process may have at most {QUEUES_MAX} queues; the data directory and the configuration have more")]
-    TooManyQueues,
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-}
-
-impl StoreError {
-    pub(super) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-        let path = path.to_owned();
-        move |cause| StoreError::Io { operation, path, cause }
-    }
-}
-
 /// What opening found.
 #[derive(Debug, Default)]
 pub struct OpenReport {
@@ -107,6 +79,10 @@ pub struct OpenReport {
     pub notes: Vec<String>,
     /// The `FORMAT` file was damaged, and written anew.
     pub format_was_damaged: bool,
+    /// The catalogue tells of checkpoints, and there was no valid witness of them.
+    pub witness_lost: bool,
+    /// Directories among those of the queues that are none.
+    pub strangers: Vec<PathBuf>,
     pub generation: u64,
     /// Segments that the disk could not read as a whole, and a repair copied.
     pub salvaged: Vec<Salvaged>,
@@ -155,25 +131,24 @@ impl Store {
         let lock = lock(disk.as_ref(), dir)?;
         // Again, now that nobody else may be writing it.
         let found = format::check(disk.as_ref(), dir)?;
-        format::write(disk.as_ref(), dir, found)?;
+        let ground = ballast::with_its_room(disk.as_ref(), dir, |is_full| {
+            Ground::lay(disk.as_ref(), dir, found, &open_catalog, is_full)
+        })?;
+        let Ground { witness, account, catalog, rows, note, entries } = ground;
 
         let mut report = OpenReport { format_was_damaged: found == Format::Damaged, ..OpenReport::default() };
-        let (witness, account) =
-            Witness::open(disk.as_ref(), dir).map_err(StoreError::io("open", &dir.join("witness")))?;
-        let (catalog, rows, note) = open_or_rebuild(disk.as_ref(), dir, &open_catalog)?;
         report.notes.extend(note);
         let (contents, errors) = Contents::from_rows(&rows);
         report.notes.extend(errors.iter().cloned());
         let witnessed = account.as_ref().map(Account::meta).unwrap_or_default();
-        let queues_dir = dir.join("queues");
-        disk.create_dir(&queues_dir).map_err(StoreError::io("create", &queues_dir))?;
-        disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
-        let entries = disk.list(&queues_dir).map_err(StoreError::io("list", &queues_dir))?;
         let behind =
             (contents.meta.generation, contents.meta.checkpoint) < (witnessed.generation, witnessed.checkpoint);
-        let never_written = contents.meta.generation == 0 && !entries.is_empty();
+        let is_queue = |entry: &DirEntry| entry.is_dir && catalog::queue_of_dir(&entry.name).is_some();
+        let never_written = contents.meta.generation == 0 && entries.iter().any(is_queue);
+        report.witness_lost = account.is_none() && contents.meta.checkpoint > 0;
         report.catalog_intact = errors.is_empty() && !behind && !never_written && report.notes.is_empty();
-        if behind {
+        // One that was not opened was told of.
+        if behind && catalog.is_some() {
             report.notes.push(format!(
                 "the catalogue is older than the witness (checkpoint {} against {}): segments are scanned",
                 contents.meta.checkpoint, witnessed.checkpoint
@@ -182,8 +157,7 @@ impl Store {
 
         let space = Space::new(Arc::clone(&disk), dir.to_owned(), options.max_size_bytes)
             .map_err(StoreError::io("measure the file system of", dir))?;
-        let segment_bytes =
-            options.segment_bytes.unwrap_or_else(|| (space.max_bytes() / 16).clamp(4 << 20, 64 << 20) / 4096 * 4096);
+        let segment_bytes = options.segment_bytes.unwrap_or_else(|| space.segment_bytes());
         let shared = Shared {
             disk: Arc::clone(&disk),
             space: Arc::new(space),
@@ -201,13 +175,14 @@ impl Store {
         let generation = contents.meta.generation.max(witnessed.generation) + 1;
         report.generation = generation;
         let space = Arc::clone(&shared.space);
-        let ballast = Ballast::open(Arc::clone(&disk), dir, space).map_err(StoreError::io("set aside room in", dir))?;
+        let ballast =
+            Ballast::open(Arc::clone(&disk), dir, space).map_err(StoreError::io("open", &ballast::path(dir)))?;
         let keeper = Keeper {
             disk: Arc::clone(&disk),
             dir: dir.to_owned(),
             open_catalog,
-            catalog: Some(catalog),
-            catalog_failed: None,
+            catalog_failed: catalog.is_none().then(CatalogFailure::for_want_of_room),
+            catalog,
             catalog_bytes_max: options.catalog_bytes_max,
             catalog_retry: options.catalog_retry,
             compacted_bytes: 0,
@@ -229,10 +204,11 @@ impl Store {
             _lock: lock,
         };
         // A queue that the catalogue or the witness knows counts even when its directory is gone.
-        let mut names: std::collections::BTreeSet<String> =
-            entries.iter().filter(|entry| entry.is_dir).filter_map(|entry| catalog::decode_name(&entry.name)).collect();
-        names.extend(contents.queues.keys().cloned());
+        let mut names: BTreeSet<String> = contents.queues.keys().cloned().collect();
         names.extend(account.iter().flat_map(|account| account.queues.keys().cloned()));
+        let (found, strangers) = opening::queues(store.disk.as_ref(), dir, &entries, &names)?;
+        names.extend(found);
+        report.strangers = strangers;
         let nothing = QueueContents::default();
         // A catalogue behind the witness may know segments under states that are no longer true; only its cursors count.
         let cursors_only: BTreeMap<String, QueueContents> = contents
@@ -247,7 +223,8 @@ impl Store {
         let trusted = if behind { &cursors_only } else { &contents.queues };
         for name in names {
             let account = account.as_ref().and_then(|account| account.queues.get(&name));
-            let report_of_queue = store.open_queue(&name, trusted.get(&name).unwrap_or(&nothing), account)?;
+            let known = trusted.get(&name).unwrap_or(&nothing);
+            let report_of_queue = store.with_room(|| store.open_queue(&name, known, account))?;
             report.queues.insert(name, report_of_queue);
         }
         // A failure was reported; a checkpoint comes with the next change.
@@ -290,7 +267,7 @@ impl Store {
         let log = match existing {
             Some(log) => log,
             None => {
-                self.open_queue(name, &QueueContents::default(), None)?;
+                self.with_room(|| self.open_queue(name, &QueueContents::default(), None))?;
                 self.logs.lock().get(name).cloned().ok_or(StoreError::TooManyQueues)?
             }
         };
@@ -308,6 +285,22 @@ impl Store {
             self.checkpoint().map_err(StoreError::io("write down the new cursors in", &self.dir))?;
         }
         Ok(log)
+    }
+
+    /// Does it once more with the room of the ballast where the file system has none: a start must not need what a full
+    /// disk has not got.
+    pub fn with_room<T>(&self, work: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match work() {
+            Err(error) if error.is_full() => {
+                let released = self.keeper.lock().ballast.release();
+                if !released.map_err(StoreError::io("release the ballast of", &self.dir))? {
+                    return Err(error.without_room(&self.dir));
+                }
+                tracing::warn!(%error, "the file system is full: the ballast's room is used");
+                work().map_err(|error| error.without_room(&self.dir))
+            }
+            done => done,
+        }
     }
 
     /// Every queue that exists, also those without a pipeline.
@@ -342,13 +335,20 @@ impl Store {
         let observer = Arc::clone(&self.shared.observer);
         let retry = self.keeper.lock().catalog_retry;
         let work = move || {
-            let mut again = None;
+            let mut again = keeper.lock().wants_to_wake().then_some(retry);
             let mut pause = interval / FIRST_PAUSE_DIVISOR;
             loop {
                 let waiting = Instant::now();
-                dirty.wait(again);
+                let has_changed = dirty.wait(again);
                 if stopping.load(Ordering::Acquire) {
                     return;
+                }
+                // Others may have made room on the disk while nothing changes here.
+                if !has_changed && keeper.lock().lacks_ballast_only() {
+                    let mut keeper = keeper.lock();
+                    keeper.restore_ballast(observer.as_ref());
+                    again = keeper.wants_to_wake().then_some(retry);
+                    continue;
                 }
                 // What was idle, or has just begun, may end as soon: its first checkpoints come quickly, so that a
                 // process that dies young is not sent back to its beginning.
@@ -357,7 +357,7 @@ impl Store {
                 }
                 // A failure was reported; it is tried again with the next change, or after a while.
                 let _ = checkpoint(&keeper, &logs, observer.as_ref());
-                again = keeper.lock().is_behind.then_some(retry);
+                again = keeper.lock().wants_to_wake().then_some(retry);
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(interval);
             }
@@ -407,44 +407,4 @@ fn checkpoint(keeper: &Mutex<Keeper>, logs: &Mutex<Logs>, observer: &dyn Observe
     // who asks for the queues must not wait for the disk.
     let logs = logs.lock().clone();
     keeper.checkpoint(&logs, observer)
-}
-
-fn create_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
-    let mut missing = Vec::new();
-    // One that is there may have been made by a process that died before it synced it.
-    let mut unsure = dir.parent().into_iter().collect::<Vec<_>>();
-    for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
-        match disk.list(ancestor) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
-            Err(error) if ancestor == dir => return Err(StoreError::io("read", ancestor)(error)),
-            _ => break,
-        }
-    }
-    for path in missing.into_iter().rev() {
-        disk.create_dir(path).map_err(StoreError::io("create the data directory", path))?;
-        unsure.extend(path.parent());
-    }
-    for parent in unsure.into_iter().filter(|parent| !parent.as_os_str().is_empty()) {
-        match disk.sync_dir(parent) {
-            // What is above a mount point may not be ours to open, nor able to sync.
-            Err(error) if CANNOT_SYNC.contains(&error.kind()) => {}
-            synced => synced.map_err(StoreError::io("sync", parent))?,
-        }
-    }
-    Ok(())
-}
-
-/// Takes the data directory for this process, until the guard is dropped.
-pub fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Debug + Send + Sync>, StoreError> {
-    let path = dir.join("LOCK");
-    disk.lock(&path).map_err(|cause| match cause.kind() {
-        io::ErrorKind::WouldBlock => StoreError::InUse { path: dir.to_owned(), pid: read_text(disk, &path) },
-        _ => StoreError::Io { operation: "lock", path: path.clone(), cause },
-    })
-}
-
-fn read_text(disk: &dyn Disk, path: &Path) -> String {
-    let mut bytes = vec![0; 256];
-    let read = disk.open(path).and_then(|file| file.read_at(&mut bytes, 0)).unwrap_or(0);
-    String::from_utf8_lossy(&bytes[..read]).trim().to_owned()
 }

@@ -8,13 +8,14 @@ mod walk;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::catalog::{self, QueueRow};
 use super::cursor::Cursor;
+use super::dead_letters;
 use super::disk::Disk;
 use super::ranges::RangeSet;
 use super::read_only::{self, ReadOnlyDisk};
@@ -34,8 +35,27 @@ pub struct Survey {
     pub generation: Option<u64>,
     pub checkpoint: Option<u64>,
     pub queues: Vec<QueueSurvey>,
+    /// Where every record was read: the dead letters, and the ring of what was malformed.
+    pub dead_letters: Vec<LettersSurvey>,
     /// Copies of a catalogue that were set aside.
     pub catalogs_set_aside: Vec<String>,
+}
+
+/// One directory of dead letters.
+#[derive(Debug, Serialize)]
+pub struct LettersSurvey {
+    pub directory: String,
+    pub letters: u64,
+    pub segments: u64,
+    pub allocated_bytes: u64,
+    pub damage: Vec<LettersDamage>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct LettersDamage {
+    /// Letters that are lost, at the most; None where nothing tells how many.
+    pub letters: Option<u64>,
+    pub reason: String,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -93,6 +113,7 @@ pub struct Damage {
 impl Survey {
     pub fn is_damaged(&self) -> bool {
         self.queues.iter().any(|queue| !queue.damage.is_empty())
+            || self.dead_letters.iter().any(|letters| !letters.damage.is_empty())
     }
 }
 
@@ -115,7 +136,7 @@ pub(super) fn survey_on(disk: &Arc<dyn Disk>, dir: &Path, depth: Depth) -> Resul
     match disk.list(&queues_dir) {
         Ok(found) => {
             let queues = found.iter().filter(|entry| entry.is_dir);
-            names.extend(queues.filter_map(|entry| Some((catalog::decode_name(&entry.name)?, entry.name.clone()))));
+            names.extend(queues.filter_map(|entry| Some((catalog::queue_of_dir(&entry.name)?, entry.name.clone()))));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(StoreError::io("list", &queues_dir)(error)),
@@ -152,12 +173,30 @@ pub(super) fn survey_on(disk: &Arc<dyn Disk>, dir: &Path, depth: Depth) -> Resul
         generation: meta.map(|meta| meta.generation),
         checkpoint: meta.map(|meta| meta.checkpoint),
         queues,
+        dead_letters: if depth == Depth::Records { letters(disk, dir)? } else { Vec::new() },
         catalogs_set_aside: entries
             .iter()
             .filter(|entry| entry.name.starts_with("catalog.damaged"))
             .map(|entry| entry.name.clone())
             .collect(),
     })
+}
+
+fn letters(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Vec<LettersSurvey>, StoreError> {
+    let survey = |path: PathBuf| {
+        let found =
+            dead_letters::verify(disk.as_ref(), &path).map_err(StoreError::io("read the dead letters in", &path))?;
+        let damage =
+            |damage: &dead_letters::Damage| LettersDamage { letters: damage.letters, reason: damage.to_string() };
+        Ok(LettersSurvey {
+            directory: path.strip_prefix(dir).unwrap_or(&path).display().to_string(),
+            letters: found.letters,
+            segments: found.segments,
+            allocated_bytes: found.allocated_bytes,
+            damage: found.damage.iter().map(damage).collect(),
+        })
+    };
+    super::store::mend::dead_letter_dirs(dir).into_iter().map(survey).collect()
 }
 
 fn read_witness(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<Account>, StoreError> {

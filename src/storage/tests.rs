@@ -18,6 +18,7 @@ mod power;
 mod read_damage;
 mod restart;
 mod sled_damage;
+mod strays;
 mod survey;
 mod waiting;
 

@@ -9,7 +9,7 @@ use super::Forgotten;
 use crate::storage::Log;
 use crate::storage::log::Lost;
 use crate::storage::store::OpenReport;
-use crate::storage::survey::{Depth, QueueSurvey, Survey};
+use crate::storage::survey::{Depth, LettersSurvey, QueueSurvey, Survey};
 
 pub fn survey(found: &Survey, depth: Depth) -> String {
     let mut text = format!("data directory  {}\n", found.data_dir);
@@ -27,7 +27,15 @@ pub fn survey(found: &Survey, depth: Depth) -> String {
     for queue in &found.queues {
         show_queue(&mut text, queue);
     }
-    let damage: usize = found.queues.iter().map(|queue| queue.damage.len()).sum();
+    for letters in &found.dead_letters {
+        let LettersSurvey { directory, letters, segments, allocated_bytes, damage } = letters;
+        let _ = writeln!(text, "\n{directory}: {letters} dead letters, {segments} segments of {allocated_bytes} bytes");
+        for damage in damage {
+            let _ = writeln!(text, "  DAMAGE {}", damage.reason);
+        }
+    }
+    let in_queues: usize = found.queues.iter().map(|queue| queue.damage.len()).sum();
+    let damage = in_queues + found.dead_letters.iter().map(|letters| letters.damage.len()).sum::<usize>();
     let checked = match depth {
         Depth::Headers => "headers alone were read; verify reads every record",
         Depth::Records => "every record was read",

@@ -35,11 +35,15 @@ fn is_locked(error: &::sled::Error) -> bool {
 }
 
 fn error(operation: &'static str, reason: impl ToString) -> CatalogError {
-    CatalogError { operation, reason: reason.to_string(), is_full: false }
+    let reason = reason.to_string();
+    // sled may panic over it, or wrap it in words.
+    let is_full = reason.contains("No space left on device");
+    CatalogError { operation, reason, is_full, is_locked: false }
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(::sled::Error) -> CatalogError {
     move |cause| match cause {
+        cause if is_locked(&cause) => CatalogError { is_locked: true, ..error(operation, cause) },
         ::sled::Error::Io(cause) => CatalogError::io(operation, &cause),
         cause => error(operation, cause),
     }
@@ -240,6 +244,15 @@ mod tests {
         let found = again.load().expect("loads");
         assert_eq!(found.len(), 99);
         assert!(found.iter().all(|(_, value)| value.len() == ROW_LEN_MAX - 1));
+    }
+
+    #[test]
+    fn a_catalogue_that_another_has_open_is_locked_and_no_damage() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("catalog");
+        let _held = SledCatalog::open(&path).expect("opens");
+        let error = SledCatalog::open(&path).err().expect("locked");
+        assert!(error.is_locked && !error.is_full, "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use crate::storage::disk::DiskFile;
 use crate::storage::record::{self, Header, Record};
 use crate::storage::segment::{Identity, RECORDS_START};
 
+use super::seals::SealRow;
 use super::segments::Kind;
 
 /// One letter, without its bytes.
@@ -76,11 +77,39 @@ pub(super) struct SegmentRow {
     pub allocated_bytes: u64,
     /// End of the last record.
     pub end: u64,
+    /// Nothing more is written to it.
+    pub is_sealed: bool,
+    /// Damage in here that was told: offset, length, and so on.
+    pub told: Vec<u64>,
+    /// Where its seal says that it ends, and how many records of letters lie before; None: as it is.
+    seal: Option<(u64, u64)>,
     live_bytes: u64,
+    last_sequence: u64,
+    letter_records: u64,
     /// Letters with a record in here, alive or not.
     letters: BTreeSet<u64>,
     /// Letters that a tombstone in here ends.
     ended: BTreeSet<u64>,
+}
+
+impl SegmentRow {
+    /// Letters that were new in here have these ids.
+    fn born(&self) -> RangeInclusive<u64> {
+        self.identity.sequence_floor..=self.last_sequence
+    }
+
+    /// What its seal tells of.
+    pub fn expect(&mut self, seal: &SealRow) {
+        self.seal_at(seal.end, seal.letters);
+        self.told = seal.told.clone();
+        self.last_sequence = self.last_sequence.max(seal.last_sequence);
+        self.is_sealed = true;
+    }
+
+    /// It was found, and so much of it is expected to be there from now on.
+    pub fn seal_at(&mut self, end: u64, letters: u64) {
+        self.seal = Some((end, letters));
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +127,8 @@ pub(super) struct Index {
     /// The sequence of the tombstone that ended a letter, while some segment has a record of it.
     ended: HashMap<u64, u64>,
     pub segments: BTreeMap<u64, SegmentRow>,
+    /// Of segments that are gone, which is still to be told.
+    pub missing: Vec<SealRow>,
     last_sequence: Option<u64>,
     items: u64,
 }
@@ -109,7 +140,12 @@ impl Index {
             file,
             allocated_bytes,
             end,
+            is_sealed: false,
+            told: Vec::new(),
+            seal: None,
             live_bytes: 0,
+            last_sequence: identity.sequence_floor,
+            letter_records: 0,
             letters: BTreeSet::new(),
             ended: BTreeSet::new(),
         };
@@ -122,11 +158,13 @@ impl Index {
         self.last_sequence = self.last_sequence.max(Some(header.sequence));
         let record_len = header.record_len();
         let (sequence, segment) = (header.sequence, header.segment_id);
+        self.touch(segment, |segment| segment.last_sequence = segment.last_sequence.max(sequence));
         match Kind::of(header) {
             Some(Kind::Letter) => {
                 let id = header.previous;
                 self.touch(segment, |segment| {
                     segment.letters.insert(id);
+                    segment.letter_records += 1;
                 });
                 let newer = self.rows.get(&id).is_none_or(|row| row.sequence < sequence);
                 if !newer || self.ended.get(&id).is_some_and(|end| *end > sequence) {
@@ -250,6 +288,43 @@ impl Index {
     fn at(&self, segment: u64, offset: u64, record_len: u64) -> Option<Place> {
         let segment = self.segments.get(&segment)?;
         Some(Place { file: Arc::clone(&segment.file), identity: segment.identity, offset, record_len })
+    }
+
+    /// What each segment holds, to be written down beside them.
+    pub fn seals(&self) -> Vec<SealRow> {
+        let row = |segment: &SegmentRow| {
+            let (end, letters) = segment.seal.unwrap_or((segment.end, segment.letter_records));
+            let row = SealRow {
+                id: segment.identity.id,
+                nonce: segment.identity.nonce.to_vec(),
+                sequence_floor: segment.identity.sequence_floor,
+                ..SealRow::default()
+            };
+            match segment.is_sealed {
+                true => SealRow {
+                    is_sealed: true,
+                    end,
+                    last_sequence: segment.last_sequence,
+                    letters,
+                    told: segment.told.clone(),
+                    ended: segment.ended.range(segment.born()).count() as u64,
+                    ..row
+                },
+                false => row,
+            }
+        };
+        let mut rows: Vec<SealRow> = self.segments.values().map(row).chain(self.missing.iter().cloned()).collect();
+        rows.sort_by_key(|row| row.id);
+        rows
+    }
+
+    /// Letters with these ids that have no record in the segment, and were ended or have one elsewhere.
+    pub fn settled_elsewhere(&self, segment: u64, ids: RangeInclusive<u64>) -> u64 {
+        let here = self.segments.get(&segment).map(|segment| &segment.letters);
+        let is_here = |id: &u64| here.is_some_and(|letters| letters.contains(id));
+        let ended = self.ended.keys().filter(|id| ids.contains(id) && !is_here(id)).count();
+        let elsewhere = |id: &&u64| !is_here(id) && !self.ended.contains_key(id);
+        (ended + self.rows.range(ids.clone()).map(|(id, _)| id).filter(elsewhere).count()) as u64
     }
 
     pub fn live_bytes(&self) -> u64 {

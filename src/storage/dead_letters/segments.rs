@@ -10,6 +10,7 @@ use crate::storage::disk::DiskFile;
 use crate::storage::record::{self, ALIGN, Header, TRAILER_LEN};
 use crate::storage::segment::{self, HEADER_PAGE_LEN, Identity, RECORDS_START};
 
+use super::seals;
 use super::{AtCap, DeadLetterLog, LetterError, NewLetter, State, TOMBSTONE_IDS_MAX, check_len};
 
 /// Beginnings of names that are no segments yet; removed at open.
@@ -202,9 +203,17 @@ impl DeadLetterLog {
         }
         if let Some(segment) = state.index.segments.get_mut(&active.identity.id) {
             segment.allocated_bytes = len;
+            segment.is_sealed = true;
         }
         if let Some(space) = &self.space {
             space.came_back(active.allocated_bytes - len);
+        }
+    }
+
+    /// Writes down what each segment holds. That it fails costs what can be told of later damage, and no letter.
+    pub(super) fn write_seals(&self, state: &State) {
+        if let Err(error) = seals::write(self.disk.as_ref(), &self.dir, state.index.seals()) {
+            tracing::warn!(path = %seals::path(&self.dir).display(), %error, "failed to write down what the dead-letter segments hold");
         }
     }
 
@@ -233,15 +242,16 @@ impl DeadLetterLog {
             let page = identity.encode();
             file.write_all_at(&mut [IoSlice::new(&page)], 0).map_err(LetterError::during("write the header of"))?;
             file.sync_data().map_err(LetterError::during("sync the header of"))?;
-            self.disk.rename(&temporary, &path).map_err(LetterError::during("name"))?;
+            self.disk.rename_new(&temporary, &path).map_err(LetterError::during("name"))?;
             self.disk.sync_dir(&self.dir).map_err(LetterError::during("sync the directory of"))
         };
         if let Err(error) = finish() {
-            // Whatever is left of it is swept up at the next open.
-            let _ = self.disk.remove(&temporary).or_else(|_| self.disk.remove(&path));
+            // Whatever is left of it is swept up at the next open: an empty segment, if its name was given.
+            let _ = self.disk.remove(&temporary);
             return Err(error);
         }
         state.index.add_segment(identity, Arc::clone(&file), len, RECORDS_START);
+        self.write_seals(state);
         Ok(Active { identity, file, allocated_bytes: len, end: RECORDS_START })
     }
 
@@ -311,6 +321,9 @@ impl DeadLetterLog {
     fn remove_segment(&self, state: &mut State, id: u64) -> Result<u64, LetterError> {
         let Some(segment) = state.index.segments.get(&id) else { return Ok(0) };
         let allocated_bytes = segment.allocated_bytes;
+        // Before it goes: nobody may miss it.
+        let others = state.index.seals().into_iter().filter(|row| row.id != id).collect();
+        seals::write(self.disk.as_ref(), &self.dir, others).map_err(LetterError::during("write down the end of"))?;
         self.disk.remove(&segment::path_in(&self.dir, id)).map_err(LetterError::during("remove"))?;
         let lost = state.index.remove_segment(id);
         if let Some(space) = &self.space {

@@ -49,6 +49,9 @@ fn hold(log: &Inner) -> Option<Hold> {
 
 /// The one that holds the most; those that give way come last.
 pub(super) fn find(log: &Inner) -> Holder {
+    if log.shared.segment_bytes > log.shared.space.reachable_bytes() {
+        return Holder::Never;
+    }
     let peers = log.shared.peers.all();
     match peers.iter().filter_map(|peer| hold(peer)).max_by_key(|hold| (!hold.gives_way, hold.bytes)) {
         Some(Hold { gives_way, exporter, queue, records_behind, .. }) => {

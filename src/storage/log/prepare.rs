@@ -64,6 +64,11 @@ pub(super) fn make(inner: &Inner, len: u64) -> Result<(Identity, Arc<dyn DiskFil
     let (id, sequence_floor, spare) = {
         let mut state = inner.state.lock();
         let id = state.next_segment_id;
+        if id > segment::ID_MAX {
+            let cause =
+                io::Error::other("there are no segment ids left; `forebay queue forget --queue` makes the queue anew");
+            return Err(WriteError { operation: "number", cause });
+        }
         state.next_segment_id += 1;
         let spare = if len == inner.shared.segment_bytes { state.spare.take() } else { None };
         (id, state.durable_end, spare)
@@ -86,16 +91,20 @@ pub(super) fn make(inner: &Inner, len: u64) -> Result<(Identity, Arc<dyn DiskFil
             (path, file)
         }
     };
-    let finish = || -> Result<(), WriteError> {
+    let path = segment::path_in(&inner.dir, id);
+    let mut is_named = false;
+    let mut finish = || -> Result<(), WriteError> {
         let page = identity.encode();
         file.write_all_at(&mut [IoSlice::new(&page)], 0).map_err(WriteError::during("write the header of"))?;
         file.sync_data().map_err(WriteError::during("sync the header of"))?;
-        disk.rename(&temporary, &segment::path_in(&inner.dir, id)).map_err(WriteError::during("name"))?;
+        // Whatever has that name is not ours to replace; the next one gets another.
+        disk.rename_new(&temporary, &path).map_err(WriteError::during("name"))?;
+        is_named = true;
         disk.sync_dir(&inner.dir).map_err(WriteError::during("sync the directory of"))
     };
     if let Err(error) = finish() {
         // Whatever is left of it is swept up at the next open at the latest.
-        let removed = disk.remove(&temporary).or_else(|_| disk.remove(&segment::path_in(&inner.dir, id)));
+        let removed = disk.remove(if is_named { &path } else { &temporary });
         if recycled && removed.is_ok() {
             inner.shared.space.subtract(len);
         }

@@ -111,13 +111,19 @@ impl Log {
                     inner.state.lock().spare = Some((path, segment.file));
                     count += 1;
                 }
+                // Somebody removed it. Everyone had settled it, and its room is free.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => gone.push(segment),
                 Err(error) => stays(segment, error),
             }
         }
         for segment in gone {
-            match disk.remove(&segment::path_in(&inner.dir, segment.identity.id)) {
+            let path = segment::path_in(&inner.dir, segment.identity.id);
+            match disk.remove(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => stays(segment, error),
-                _ => {
+                removed => {
+                    if removed.is_err() {
+                        tracing::warn!(path = %path.display(), "a segment that was delivered had been removed by somebody else");
+                    }
                     inner.shared.space.subtract(segment.allocated_bytes);
                     count += 1;
                 }

@@ -11,6 +11,8 @@ use crate::storage::ranges::RangeSet;
 use crate::storage::record::end_after;
 use crate::storage::segment::{RECORDS_START, ScanResult};
 
+const GONE: &str = "the segment that held them is gone, or nothing in it can be read";
+
 /// Takes the segments from the newest to the oldest, so that one scan at a time is in memory.
 pub(super) struct LossFinder {
     durable_end: u64,
@@ -127,7 +129,7 @@ impl LossFinder {
         let lost = self.findings.lost.iter().map(|lost| lost.sequences.clone());
         let known: RangeSet = self.holes.iter().chain(lost).collect();
         for sequences in waiting.iter().flat_map(|range| known.gaps(range)) {
-            let reason = "the segment that held them is gone, or nothing in it can be read".to_owned();
+            let reason = GONE.to_owned();
             self.findings.lost.push(Lost { segment_id, offset: 0, bytes: 0, sequences, reason });
             self.findings.is_segment_lost = true;
         }
@@ -189,7 +191,12 @@ impl LossFinder {
                 .iter()
                 .any(|lost| lost.sequences.start <= sequences.start && lost.sequences.end >= sequences.end);
             if !known {
-                let reason = "records failed their check".to_owned();
+                let reason = match (offset, bytes) {
+                    (0, _) => GONE,
+                    (_, 0) => "the file ends before them, or holds other bytes in their place",
+                    _ => "records failed their check",
+                };
+                let reason = reason.to_owned();
                 self.findings.lost.push(Lost { segment_id, offset, bytes, sequences, reason });
             }
         }

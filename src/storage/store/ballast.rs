@@ -4,14 +4,47 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::StoreError;
 use crate::storage::disk::Disk;
 use crate::storage::space::Space;
 
 /// sled grows by segments of half a MiB, and wants some more to start.
 const BYTES_MAX: u64 = 8 << 20;
-/// Of the cap, where that is small.
+/// Of what the queues may take, where that is small.
 const SHARE: u64 = 16;
+const NAME: &str = "ballast";
 const CHUNK_BYTES: usize = 64 << 10;
+
+/// What a start does before its ballast is open, and once more without the ballast where the disk has no room for it. The last
+/// try of all, which `work` is told of, must do without that room too.
+pub(super) fn with_its_room<T>(
+    disk: &dyn Disk,
+    dir: &Path,
+    work: impl Fn(bool) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let error = match work(false) {
+        Err(error) if error.is_full() => error,
+        done => return done,
+    };
+    let path = path(dir);
+    match disk.remove(&path) {
+        Ok(()) => {
+            disk.sync_dir(dir).map_err(StoreError::io("sync", dir))?;
+            tracing::warn!(%error, path = %path.display(), "the file system is full: the ballast's room is used");
+            match work(false) {
+                Err(error) if error.is_full() => {}
+                done => return done,
+            }
+        }
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+        Err(cause) => return Err(StoreError::io("release the ballast", &path)(cause)),
+    }
+    work(true).map_err(|error| error.without_room(dir))
+}
+
+pub(super) fn path(dir: &Path) -> PathBuf {
+    dir.join(NAME)
+}
 
 pub(super) struct Ballast {
     disk: Arc<dyn Disk>,
@@ -24,7 +57,7 @@ pub(super) struct Ballast {
 impl Ballast {
     /// Takes what a former life left, or makes it if there is room. That there is none is no failure.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, space: Arc<Space>) -> io::Result<Ballast> {
-        let len = (space.max_bytes() / SHARE).min(BYTES_MAX) / 4096 * 4096;
+        let len = (space.reachable_bytes() / SHARE).min(BYTES_MAX) / 4096 * 4096;
         let mut ballast = Ballast { disk, space, dir: dir.to_owned(), len, is_held: false };
         match ballast.disk.open(&ballast.path()).and_then(|file| file.size()) {
             Ok(found) if found == len => {
@@ -42,22 +75,23 @@ impl Ballast {
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.join("ballast")
+        path(&self.dir)
     }
 
-    pub fn is_held(&self) -> bool {
-        self.is_held
+    pub fn is_missing(&self) -> bool {
+        !self.is_held && self.len > 0
     }
 
-    /// Gives its blocks to whoever needs them now.
-    pub fn release(&mut self) -> io::Result<()> {
-        if self.is_held {
-            self.disk.remove(&self.path())?;
-            self.is_held = false;
-            self.space.subtract(self.len);
-            self.disk.sync_dir(&self.dir)?;
+    /// Gives its blocks to whoever needs them now; whether there were any.
+    pub fn release(&mut self) -> io::Result<bool> {
+        if !self.is_held {
+            return Ok(false);
         }
-        Ok(())
+        self.disk.remove(&self.path())?;
+        self.is_held = false;
+        self.space.subtract(self.len);
+        self.disk.sync_dir(&self.dir)?;
+        Ok(true)
     }
 
     /// Takes its blocks again, if there is room for it and for what comes.

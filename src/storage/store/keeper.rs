@@ -49,6 +49,12 @@ pub(super) struct CatalogFailure {
     was_full: bool,
 }
 
+impl CatalogFailure {
+    pub fn for_want_of_room() -> CatalogFailure {
+        CatalogFailure { at: Instant::now(), was_full: true }
+    }
+}
+
 impl Keeper {
     /// Catalogue, then witness, and only then the segments that nobody needs any more.
     pub fn checkpoint(&mut self, logs: &BTreeMap<String, Arc<Log>>, observer: &dyn Observer) -> io::Result<()> {
@@ -117,12 +123,24 @@ impl Keeper {
             self.compacted_bytes = catalog.size_bytes();
             tracing::info!(size_bytes, compacted_bytes = self.compacted_bytes, "the catalogue was written anew");
         }
-        if !self.ballast.is_held()
-            && let Err(error) = self.ballast.restore()
-        {
+        self.restore_ballast(observer);
+        Ok(())
+    }
+
+    /// Whether there is something to be done though nothing changes: others may have made room.
+    pub fn wants_to_wake(&self) -> bool {
+        self.is_behind || self.catalog.is_none() || self.ballast.is_missing()
+    }
+
+    pub fn lacks_ballast_only(&self) -> bool {
+        !self.is_behind && self.catalog.is_some()
+    }
+
+    /// Takes the ballast's room again where there is some.
+    pub fn restore_ballast(&mut self, observer: &dyn Observer) {
+        if let Err(error) = self.ballast.restore() {
             observer.failed("", "restore the ballast of", &error);
         }
-        Ok(())
     }
 
     /// Opens the catalogue again, with the ballast's room if it had run out of it.
@@ -135,7 +153,12 @@ impl Keeper {
         let opened = open_or_rebuild(self.disk.as_ref(), &self.dir, &self.open_catalog);
         let (catalog, rows, note) = opened.map_err(|error| match error {
             StoreError::Catalog(error) => error,
-            error => CatalogError { operation: "set aside", reason: error.to_string(), is_full: false },
+            error => CatalogError {
+                operation: "open",
+                reason: error.to_string(),
+                is_full: error.is_full(),
+                is_locked: false,
+            },
         })?;
         if let Some(note) = note {
             tracing::warn!(%note, "the catalogue is written anew from what is known");
@@ -194,6 +217,11 @@ pub(super) fn open_or_rebuild(disk: &dyn Disk, dir: &Path, open_catalog: &OpenCa
         Ok((catalog, rows)) => Ok((catalog, rows, None)),
         // Without room it would fail in a fresh directory too; it may well be whole.
         Err(error) if error.is_full => Err(error.into()),
+        // Somebody is at work in it: the last to be called damage. Our own lock is on a file that was removed.
+        Err(error) if error.is_locked => {
+            let pid = "unknown: its LOCK file was removed".to_owned();
+            Err(StoreError::InUse { path: dir.to_owned(), pid })
+        }
         Err(error) => {
             let before = set_aside(disk, dir).map_err(StoreError::io("list", dir))?;
             let aside = aside_path(dir, before.last().map_or(0, |newest| newest + 1));

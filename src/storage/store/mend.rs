@@ -35,7 +35,8 @@ impl Catalog for Distrusted {
     }
 }
 
-fn dead_letter_dirs(dir: &Path) -> Vec<PathBuf> {
+/// The dead letters, and the ring of what was malformed.
+pub(in crate::storage) fn dead_letter_dirs(dir: &Path) -> Vec<PathBuf> {
     vec![dir.join("dlq"), dir.join("dlq/invalid")]
 }
 
@@ -89,22 +90,39 @@ impl Store {
         Ok((store, report))
     }
 
+    /// Fails where the catalogue did not take what was written down: it would bring back what is forgotten.
+    fn write_down_forgotten(&self) -> Result<(), StoreError> {
+        self.checkpoint().map_err(StoreError::io("write down what is forgotten in", &self.dir))?;
+        self.need_catalog()
+    }
+
+    fn need_catalog(&self) -> Result<(), StoreError> {
+        if self.keeper.lock().catalog.is_some() {
+            return Ok(());
+        }
+        let (operation, reason) = ("write", "it is not open for want of room".to_owned());
+        let error = StoreError::from(CatalogError { operation, reason, is_full: true, is_locked: false });
+        Err(error.without_room(&self.dir))
+    }
+
     /// Removes a cursor; what it had not settled is returned, and is gone for it. None: there is no such cursor.
     pub fn forget_cursor(&self, queue: &str, cursor: &str) -> Result<Option<Weight>, StoreError> {
         let Some(log) = self.logs.lock().get(queue).cloned() else { return Ok(None) };
+        self.need_catalog()?;
         let Some(forgotten) = log.forget_cursor(cursor) else { return Ok(None) };
-        self.checkpoint().map_err(StoreError::io("write down what is forgotten in", &self.dir))?;
+        self.write_down_forgotten()?;
         Ok(Some(forgotten))
     }
 
     /// Removes a queue with its records and cursors; what it held is returned. None: there is no such queue.
     pub fn forget_queue(&self, queue: &str) -> Result<Option<Weight>, StoreError> {
+        self.need_catalog()?;
         let Some(log) = self.logs.lock().remove(queue) else { return Ok(None) };
         log.close();
         let held = log.held();
         let allocated_bytes = log.status().allocated_bytes;
         // First the books, then the files: what a crash leaves behind is a queue without cursors, to be forgotten again.
-        self.checkpoint().map_err(StoreError::io("write down what is forgotten in", &self.dir))?;
+        self.write_down_forgotten()?;
         let queues_dir = self.dir.join("queues");
         let dir = queues_dir.join(catalog::encode_name(queue));
         let remove = || -> io::Result<()> {

@@ -107,3 +107,37 @@ fn a_refusal_names_the_queue_that_holds_the_room_and_not_the_one_that_asks() {
     let Err(refusal) = busy.reserve(Weight::request(1000 * SEGMENT_BYTES)) else { panic!("there is room") };
     assert!(refusal.to_string().contains("held by no exporter"), "{refusal}");
 }
+
+/// Before, 64 MiB segments on a volume of 64 MiB refused everything, and nothing said why.
+#[test]
+fn on_a_volume_smaller_than_the_cap_segments_shrink_until_several_fit() {
+    for (volume_mib, segment_bytes) in
+        [(4, 435 << 10), (16, 1740 << 10), (64, 4 << 20), (200, 10_880 << 10), (1 << 20, 64 << 20)]
+    {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let total_bytes = volume_mib * MIB;
+        let disk = OwnFileSystem { dir: dir.path().to_owned(), total_bytes, others_bytes: AtomicU64::new(0) };
+        let options = Options { max_size_bytes: Some(10 << 30), ..Options::default() };
+        let (store, _, _) = open_on(Arc::new(disk), dir.path(), &options).expect("opens");
+        let found = store.segment_bytes();
+        assert!(found.abs_diff(segment_bytes) <= segment_bytes / 20, "{volume_mib} MiB: {found}");
+        let log = store.queue("traces", &cursor("a")).expect("queue");
+        append_all(&log, 0..10);
+        assert_eq!(read_all(&log, 0), (0..10).collect::<Vec<u64>>());
+    }
+}
+
+#[test]
+fn a_refusal_says_so_where_not_even_one_segment_ever_fits() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let disk = OwnFileSystem { dir: dir.path().to_owned(), total_bytes: 64 * MIB, others_bytes: AtomicU64::new(0) };
+    let options = Options { max_size_bytes: Some(10 << 30), segment_bytes: Some(64 << 20), ..Options::default() };
+    let (store, _, _) = open_on(Arc::new(disk), dir.path(), &options).expect("opens");
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    let refused = log.reserve(Weight::request(100)).expect_err("too much").to_string();
+    assert!(
+        refused.contains("67108864 more, in whole segments, do not fit") && refused.contains("never will"),
+        "{refused}"
+    );
+    assert!(log.is_full_for(100));
+}

@@ -1,9 +1,11 @@
-//! Any file of a data directory with 10,000 records is damaged at random, after a clean stop or kill -9: it opens, loses
-//! at most what was damaged, says so, and gives out no wrong byte.
+//! Any file of a data directory with 10,000 records and some dead letters is damaged at random, after a clean stop or kill
+//! -9: it opens, loses at most what was damaged, says so, and gives out no wrong byte.
 //!
 //! `FOREBAY_DAMAGES=10000 cargo test --lib any_damage -- --nocapture` for the long form.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+mod letters;
 
 use super::*;
 use crate::storage::log::Drive;
@@ -69,6 +71,7 @@ fn build(dir: &Path, end: End) {
     log.settle("busy", 0..SETTLED);
     store.checkpoint().expect("written");
     write_until(RECORDS);
+    letters::write(&dir.join("dlq"), end);
     if end == End::Closed {
         drop(log);
         store.close();
@@ -111,7 +114,13 @@ fn harm(dir: &Path, dice: &mut fastrand::Rng) -> Damage {
     let len = bytes.len() as u64;
     let name = path.strip_prefix(dir).expect("below").display().to_string();
     let at = dice.u64(..len.max(1));
+    let is_letters = name.starts_with("dlq");
     let (what, at) = match dice.u8(..4) {
+        // Of the queue's segments another test removes one.
+        _ if is_letters && dice.u8(..6) == 0 => {
+            std::fs::remove_file(&path).expect("removed");
+            return Damage { what: format!("{name} removed"), at: 0..u64::MAX, path };
+        }
         0 => {
             bytes.truncate(at as usize);
             ("cut off at", at..u64::MAX)
@@ -172,13 +181,14 @@ fn any_damage_costs_at_most_what_it_hit_and_is_reported() {
         build(&whole, end);
         let places = places(&whole);
         assert_eq!(places.len() as u64, RECORDS);
-        (end, whole, places)
+        let letters = letters::Letters::of(&whole.join("dlq"));
+        (end, whole, places, letters)
     });
     let contents: Vec<Vec<u8>> = (0..RECORDS).map(content).collect();
     let (mut cost, mut lost_in_all) = (BTreeMap::<String, u64>::new(), 0);
     for case in seed..seed + count {
         let mut dice = fastrand::Rng::with_seed(case);
-        let (end, whole, places) = &wholes[case as usize % wholes.len()];
+        let (end, whole, places, letters) = &wholes[case as usize % wholes.len()];
         let hurt = dir.path().join("hurt");
         copy(whole, &hurt);
         let damage = harm(&hurt, &mut dice);
@@ -215,13 +225,16 @@ fn any_damage_costs_at_most_what_it_hit_and_is_reported() {
         // And it goes on.
         let _receipt = append(&log, content(RECORDS)).expect("durable");
         lost_in_all += lost.len();
+        lost_in_all += letters.check(&hurt.join("dlq"), *end, &original, &damage.at, &told);
         let kind = damage.path.strip_prefix(&hurt).expect("below").components().next().expect("a name");
         *cost.entry(kind.as_os_str().to_string_lossy().into_owned()).or_default() += 1;
         drop(log);
         drop(store);
         std::fs::remove_dir_all(&hurt).expect("removed");
     }
-    println!("{count} damages, by file: {cost:?}; {lost_in_all} records lost, all of them hit and reported");
+    println!(
+        "{count} damages, by file: {cost:?}; {lost_in_all} records and letters lost, all of them hit and reported"
+    );
 }
 
 /// Found by seed 1422.

@@ -88,3 +88,44 @@ fn a_segment_full_of_magic_numbers_is_read_once_while_it_is_searched() {
     let read = disk.read_bytes.load(Ordering::SeqCst);
     assert!(read <= 2 * bytes.len() as u64, "{read} bytes were read");
 }
+
+/// Before, the ids wrapped around, and the first new segment took the name of one with acknowledged records.
+#[test]
+fn files_of_absurd_ids_use_no_ids_up_and_no_segment_is_written_over() {
+    for name in ["ffffffffffffffff", "fffffffffffffffe", "8000000000000000", "7fffffffffffffff", "7ffffffffffffffe"] {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (store, _, _) = open(dir.path());
+        let log = store.queue("traces", &cursor("a")).expect("queue");
+        append_all(&log, 0..50);
+        store.close();
+        drop((log, store));
+        let stray = dir.path().join("queues/traces").join(format!("{name}.seg"));
+        std::fs::write(&stray, b"").expect("written");
+        for round in 1..4 {
+            let (store, report, _) = open(dir.path());
+            let log = store.queue("traces", &cursor("a")).expect("queue");
+            append_all(&log, round * 50..(round + 1) * 50);
+            assert_eq!(read_all(&log, 0), (0..(round + 1) * 50).collect::<Vec<u64>>(), "{name}");
+            let is_stranger = name.starts_with(['8', 'f']);
+            assert_eq!(report.queues["traces"].strangers.len(), usize::from(is_stranger), "{name}");
+            store.close();
+        }
+    }
+}
+
+#[test]
+fn a_file_that_took_the_name_of_the_next_segment_is_not_replaced() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _, seen) = open(dir.path());
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    append_all(&log, 0..1);
+    let newest = segments(dir.path(), "traces").len() as u64;
+    let taken: Vec<PathBuf> =
+        (newest..newest + 4).map(|id| segment::path_in(&dir.path().join("queues/traces"), id)).collect();
+    let taken: Vec<PathBuf> = taken.into_iter().filter(|path| !path.exists()).collect();
+    taken.iter().for_each(|path| std::fs::write(path, b"somebody's").expect("written"));
+    append_all(&log, 1..100);
+    assert_eq!(read_all(&log, 0), (0..100).collect::<Vec<u64>>());
+    assert!(taken.iter().all(|path| std::fs::read(path).expect("there") == b"somebody's"));
+    assert!(seen.failures.lock().iter().any(|failure| failure.contains("name")), "{:?}", seen.failures.lock());
+}

@@ -102,7 +102,7 @@ fn open_with_trouble(dir: &Path, trouble: Trouble) -> (Store, store::OpenReport,
         if opened.fetch_add(1, Ordering::SeqCst) < trouble.opens {
             assert!(path.is_dir());
             let reason = "sled did not answer within 30 s".to_owned();
-            return Err(CatalogError { operation: "open", reason, is_full: false });
+            return Err(CatalogError { operation: "open", reason, is_full: false, is_locked: false });
         }
         SledCatalog::open(path).map(|catalog| Box::new(catalog) as Box<dyn Catalog>)
     });
@@ -265,4 +265,105 @@ fn of_catalogues_set_aside_the_newest_two_are_kept() {
     aside.retain(|name| name.starts_with("catalog."));
     aside.sort();
     assert_eq!(aside, ["catalog.damaged.2", "catalog.damaged.3"]);
+}
+
+/// sled as it is on a full disk: it opens only with the ballast's room.
+fn opens_without(ballast: &Path) -> OpenCatalog {
+    let ballast = ballast.to_owned();
+    Box::new(move |path| match ballast.exists() {
+        true => Err(CatalogError::io("open", &std::io::ErrorKind::StorageFull.into())),
+        false => SledCatalog::open(path).map(|catalog| Box::new(catalog) as Box<dyn Catalog>),
+    })
+}
+
+/// Before, the start failed at once, and the ballast stayed where it was.
+#[test]
+fn a_start_on_a_full_disk_opens_the_catalogue_with_the_ballasts_room_and_takes_it_again_later() {
+    let dir = prepared();
+    let ballast = dir.path().join("ballast");
+    let len = std::fs::metadata(&ballast).expect("a ballast").len();
+    let seen = Arc::new(Seen::default());
+    let observer = Arc::clone(&seen) as Arc<dyn Observer>;
+    let (store, report) =
+        Store::open_with(Arc::new(RealDisk), dir.path(), &options(), observer, opens_without(&ballast), Drive::Threads)
+            .expect("opens with the ballast's room");
+    assert!(report.catalog_intact, "{:?}", report.notes);
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    assert_eq!(read_all(&log, 4), (4..10).collect::<Vec<u64>>());
+    assert!(seen.lost.lock().is_empty());
+    eventually("the ballast is there again", || std::fs::metadata(&ballast).is_ok_and(|found| found.len() == len));
+}
+
+/// Killed again while the disk is full: the ballast's room is used up. sled would damage its files in each attempt.
+#[test]
+fn a_start_without_any_room_drains_by_segments_and_witness_and_opens_the_catalogue_later() {
+    let dir = prepared();
+    std::fs::remove_file(dir.path().join("ballast")).expect("removed");
+    let is_full = Arc::new(AtomicU32::new(1));
+    let full = Arc::clone(&is_full);
+    let open_catalog: OpenCatalog = Box::new(move |path| match full.load(Ordering::SeqCst) {
+        0 => SledCatalog::open(path).map(|catalog| Box::new(catalog) as Box<dyn Catalog>),
+        _ => Err(CatalogError::io("open", &std::io::ErrorKind::StorageFull.into())),
+    });
+    let seen = Arc::new(Seen::default());
+    let observer = Arc::clone(&seen) as Arc<dyn Observer>;
+    let options = Options { catalog_retry: Duration::from_millis(20), ..options() };
+    let (store, report) =
+        Store::open_with(Arc::new(RealDisk), dir.path(), &options, observer, open_catalog, Drive::Threads)
+            .expect("opens");
+    assert!(report.notes.iter().any(|note| note.contains("no room to open the catalogue")), "{:?}", report.notes);
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    assert_eq!(log.cursor("a").expect("cursor").low(), 4);
+    assert_eq!(read_all(&log, 4), (4..10).collect::<Vec<u64>>());
+    // The catalogue would bring it back.
+    let kept = store.forget_cursor("traces", "a").map(drop).expect_err("not now").to_string();
+    assert!(kept.contains("free a few MiB") && store.forget_queue("traces").is_err(), "{kept}");
+    assert!(log.has_cursor("a") && !segments(dir.path(), "traces").is_empty());
+    log.settle("a", 4..7);
+    store.checkpoint().expect("by the witness");
+    is_full.store(0, Ordering::SeqCst);
+    assert!(seen.lost.lock().is_empty());
+    // Of itself, and although nothing changes.
+    let sled = dir.path().join("catalog/db");
+    let before = std::fs::metadata(&sled).expect("there").modified().expect("a time");
+    eventually("the catalogue is written again", || {
+        std::fs::metadata(&sled).and_then(|found| found.modified()).is_ok_and(|at| at > before)
+    });
+    drop(log);
+    store.close();
+    drop(store);
+    let (store, report, _) = open(dir.path());
+    assert!(report.catalog_intact, "{:?}", report.notes);
+    assert_eq!(store.queue("traces", &[]).expect("queue").cursor("a").expect("cursor").low(), 7);
+}
+
+/// The catalogue alone knows the cursors then.
+#[test]
+fn a_start_without_any_room_and_without_a_witness_says_what_to_do_and_changes_nothing() {
+    let dir = prepared();
+    std::fs::remove_file(dir.path().join("ballast")).expect("removed");
+    std::fs::remove_file(dir.path().join("witness")).expect("removed");
+    let full: OpenCatalog = Box::new(|_| Err(CatalogError::io("open", &std::io::ErrorKind::StorageFull.into())));
+    let observer = Arc::new(Seen::default());
+    let refused = Store::open_with(Arc::new(RealDisk), dir.path(), &options(), observer, full, Drive::Threads);
+    let error = refused.map(drop).expect_err("no room").to_string();
+    assert!(error.contains(&dir.path().display().to_string()) && error.contains("free a few MiB"), "{error}");
+    let (store, report, _) = open(dir.path());
+    assert!(report.catalog_intact, "{:?}", report.notes);
+    assert_eq!(read_all(&store.queue("traces", &[]).expect("queue"), 4), (4..10).collect::<Vec<u64>>());
+    assert!(!dir.path().join("catalog.damaged.0").exists());
+}
+
+/// Before, the second one took the catalogue of the first for damaged, put its own in its place and was ready.
+#[test]
+fn a_second_process_is_refused_also_when_the_lock_file_of_the_first_was_removed() {
+    let dir = prepared();
+    let (store, _, _) = open(dir.path());
+    std::fs::remove_file(dir.path().join("LOCK")).expect("removed");
+    let refused = open_on(Arc::new(RealDisk), dir.path(), &options()).map(drop).expect_err("in use");
+    assert!(matches!(refused, StoreError::InUse { .. }), "{refused}");
+    assert!(!dir.path().join("catalog.damaged.0").exists());
+    let log = store.queue("traces", &cursor("a")).expect("queue");
+    append_all(&log, 10..12);
+    assert_eq!(read_all(&log, 4), (4..12).collect::<Vec<u64>>());
 }

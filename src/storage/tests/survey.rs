@@ -120,3 +120,45 @@ fn what_was_written_into_a_segment_after_the_look_at_it_is_not_missing_before_th
     let found = survey_on(&disk, dir.path(), Depth::Records).expect("readable");
     assert_eq!((found.is_damaged(), found.queues[0].records), (false, 40), "{:?}", found.queues[0]);
 }
+
+/// Before, `verify` did not look at dead letters.
+#[test]
+fn damage_to_dead_letters_is_found_and_nothing_is_changed() {
+    use crate::storage::dead_letters::{AtCap, NewLetter, Options as Bounds};
+    let dir = tempfile::tempdir().expect("temporary directory");
+    drop(open(dir.path()));
+    assert!(survey(dir.path(), Depth::Records).expect("readable").dead_letters.iter().all(|found| found.letters == 0));
+    let bounds = Bounds { max_bytes: 1 << 20, at_cap: AtCap::Refuse, first_id: 0, settles_damage: true };
+    let dlq = dir.path().join("dlq");
+    let (log, _) = DeadLetterLog::open(Arc::new(RealDisk), &dlq, bounds, None).expect("opens");
+    let letter = NewLetter {
+        signal: 1,
+        encoding: 0,
+        items: 1,
+        raw_len: 0,
+        parked_unix_ns: 1,
+        description: Bytes::from_static(b"{}"),
+        payload: Bytes::from(vec![7; 9000]),
+    };
+    let _ = log.append(vec![letter.clone(); 5]).expect("kept");
+    // Beside the process that is writing, and after it.
+    assert!(!survey(dir.path(), Depth::Records).expect("readable").is_damaged());
+    let _ = log.append(vec![letter; 5]).expect("kept");
+    log.close();
+    let found = survey(dir.path(), Depth::Records).expect("readable");
+    assert_eq!((found.dead_letters[0].letters, found.is_damaged()), (10, false));
+    assert!(survey(dir.path(), Depth::Headers).expect("readable").dead_letters.is_empty());
+    let path = segment::path_in(&dlq, 1);
+    let file = std::fs::File::options().write(true).open(&path).expect("opens");
+    file.set_len(30_000).expect("cut");
+    for _ in 0..2 {
+        let found = survey(dir.path(), Depth::Records).expect("readable");
+        assert!(found.is_damaged());
+        let damage = &found.dead_letters[0].damage;
+        assert_eq!(damage.iter().map(|damage| damage.letters).collect::<Vec<_>>(), [Some(3)], "{damage:?}");
+        assert_eq!(std::fs::metadata(&path).expect("there").len(), 30_000);
+    }
+    std::fs::remove_dir_all(&dlq).expect("removed");
+    let found = survey(dir.path(), Depth::Records).expect("readable");
+    assert!(found.is_damaged() && !dlq.exists());
+}
