@@ -187,6 +187,11 @@ pub async fn run(subscription: Arc<Subscription>, destination: Arc<Destination>,
             place = Arc::clone(&destination.places).acquire_owned() => place,
         };
         let Ok(place) = place else { break };
+        tokio::select! {
+            () = stop.abort.cancelled() => break,
+            () = drained(&subscription, &destination, &stop) => break,
+            () = destination.clock.wants_batch() => {}
+        }
         let work = gather::Delivery {
             subscription: Arc::clone(&subscription),
             destination: Arc::clone(&destination),

@@ -113,6 +113,24 @@ impl Clock {
         self.state.lock().failures == 0
     }
 
+    /// Waits until one more batch is of use: in backoff those that wait are enough, until each was tried in vain.
+    pub async fn wants_batch(&self) {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state.lock();
+                let was_tried = |waiting: &Waiting| waiting.failures > 0;
+                if state.failures == 0
+                    || state.waiting.is_empty()
+                    || (state.failures >= ROTATE_AFTER && state.waiting.iter().all(was_tried))
+                {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
     /// How long a request waits that has failed so often while others passed.
     pub fn delay_alone(&self, failures: u32) -> Duration {
         self.policy.delay(failures, None)

@@ -66,13 +66,6 @@ impl Leased {
                 return self.stay();
             };
             self.take_memory(&leave.pass).await;
-            if self.lease.records().is_empty()
-                && let Err(error) = self.lease.reload().await
-            {
-                tracing::error!(exporter = %destination.id, %error, "failed to read a batch again; trying later");
-                leave.pass.failed(None);
-                continue;
-            }
             let items = match self.lease.claim().await {
                 Ok(true) => item_count(&self.lease),
                 Ok(false) => {
@@ -312,9 +305,6 @@ impl Leased {
     /// False: it was given up while it waited.
     async fn reload_and_claim(&mut self) -> std::io::Result<bool> {
         self.wait_for_memory().await;
-        if self.lease.records().is_empty() {
-            self.lease.reload().await?;
-        }
         self.lease.claim().await
     }
 

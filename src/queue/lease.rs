@@ -57,22 +57,28 @@ impl Lease {
         self.records = records;
     }
 
-    /// Keeps the records from being given up while they are sent, and leaves out what has been given up since they
-    /// were leased. False: nothing is left to send; settle it with [`Lease::settle_empty`].
+    /// Keeps the records from being given up while they are sent, leaves out what has been given up since they were
+    /// leased, and reads them again if they were shed. False: nothing is left to send; settle it with
+    /// [`Lease::settle_empty`].
     pub async fn claim(&mut self) -> std::io::Result<bool> {
-        if !self.subscription.gives_way {
-            return Ok(true);
+        let mut left = vec![self.covers()];
+        if self.subscription.gives_way {
+            self.begin_sending().await;
+            left = self.subscription.log.unsettled(&self.subscription.cursor, self.covers());
         }
-        self.begin_sending().await;
-        let left = self.subscription.log.unsettled(&self.subscription.cursor, self.covers());
+        if left.is_empty() {
+            self.records = Vec::new();
+            self.weight = Weight::default();
+            return Ok(false);
+        }
+        if self.records.is_empty() {
+            self.reload().await?;
+        }
         if left != [self.covers()] {
-            if self.records.is_empty() {
-                self.reload().await?;
-            }
             self.records.retain(|record| left.iter().any(|range| range.contains(&record.sequence)));
             self.weight = weight_of(&self.records);
         }
-        Ok(!left.is_empty() && (self.weight.records > 0))
+        Ok(self.weight.records > 0)
     }
 
     /// The opposite of [`Lease::claim`]: the attempt is over, and did not succeed.

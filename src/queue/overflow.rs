@@ -1,6 +1,7 @@
 //! At the cap, the oldest records of exporters with `on_full: drop` are given up so that intake goes on.
 //!
-//! Storage raises [`crate::storage::Store::pressure`] when room runs short; a thread of its own then gives up whole
+//! Storage raises [`crate::storage::Store::pressure`] when room runs short; a thread of its own then has a checkpoint bring
+//! back what is settled, also where nobody gives way, so that a small queue does not wait for the next one. It gives up whole
 //! segments that nobody else holds, and what an exporter has beyond its `queue_size`. The space comes back with a
 //! checkpoint, which the thread does not wait for.
 
@@ -24,6 +25,8 @@ const FREE_SEGMENTS: u64 = 3;
 const SEGMENTS_PER_ROUND_MAX: usize = 1024;
 /// Pause between rounds, so that a full disk costs no core.
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
+/// The same where nothing can be done.
+const VAIN_ROUND_PAUSE: Duration = Duration::from_millis(25);
 /// When what is beyond a limit was on its way in or out, it is looked at again after this, also if nothing new comes.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -47,12 +50,9 @@ pub struct Overflow {
 }
 
 impl Overflow {
-    /// Without givers there is nothing to do, and no thread.
     pub fn start(store: &Arc<Store>, givers: Vec<Giver>) -> std::io::Result<Overflow> {
         let stopping = Arc::new(AtomicBool::new(false));
-        let thread = if givers.is_empty() {
-            None
-        } else {
+        let thread = {
             let (store, stopping) = (Arc::clone(store), Arc::clone(&stopping));
             let work = move || {
                 let mut again = None;
@@ -61,16 +61,15 @@ impl Overflow {
                     if stopping.load(Ordering::Acquire) {
                         return;
                     }
-                    if relieve(&store, &givers)
-                        && let Err(error) = store.checkpoint()
-                    {
+                    let has_freed = relieve(&store, &givers);
+                    if has_freed && let Err(error) = store.checkpoint() {
                         // The keeper tries again, and says so too.
                         tracing::debug!(%error, "what was given up comes back later");
                     }
                     let is_beyond = givers.iter().any(|giver| giver.subscription.excess().is_some());
                     // What raised it may not have been durable yet, and so not counted.
                     again = (was_raised || is_beyond).then_some(AGAIN_AFTER);
-                    std::thread::sleep(ROUND_PAUSE);
+                    std::thread::sleep(if has_freed { ROUND_PAUSE } else { VAIN_ROUND_PAUSE });
                 }
             };
             Some(std::thread::Builder::new().name("queue-overflow".to_owned()).spawn(work)?)
@@ -95,7 +94,8 @@ impl Drop for Overflow {
     }
 }
 
-/// One round: what exporters have beyond their own limits, then what the disk needs back. Whether segments became free.
+/// One round: what exporters have beyond their own limits, then what the disk needs back. Whether a checkpoint would bring
+/// room that is short.
 pub fn relieve(store: &Store, givers: &[Giver]) -> bool {
     for giver in givers {
         if let Some((sizer, excess)) = giver.subscription.excess() {
@@ -104,11 +104,12 @@ pub fn relieve(store: &Store, givers: &[Giver]) -> bool {
     }
     let logs = store.queues();
     let coming_back: u64 = logs.iter().map(|log| log.reclaimable_bytes()).sum();
-    let missing = |bytes| store.space().shortfall(bytes).saturating_sub(coming_back);
     let room_ahead = FREE_SEGMENTS * store.segment_bytes();
-    let (ahead, wanted) = (missing(room_ahead), missing(store.space().take_wanted()));
+    let shortfalls = [room_ahead, store.space().take_wanted()].map(|bytes| store.space().shortfall(bytes));
+    let [ahead, wanted] = shortfalls.map(|bytes| bytes.saturating_sub(coming_back));
+    let mut has_freed = coming_back > 0 && shortfalls.iter().any(|bytes| *bytes > 0);
     if ahead == 0 && wanted == 0 {
-        return false;
+        return has_freed;
     }
     // Dead letters take as much of the file system as the queue gives back: where that is short, they would make no room.
     let parks_in_vain = store.space().shortfall_of_disk(room_ahead) > coming_back;
@@ -132,7 +133,6 @@ pub fn relieve(store: &Store, givers: &[Giver]) -> bool {
     let possible: u64 = candidates.values().map(bytes).sum();
     // For a request that will not fit whatever goes, nothing goes.
     let mut needed = if wanted <= possible { wanted.max(ahead) } else { ahead };
-    let mut has_freed = false;
     for _ in 0..SEGMENTS_PER_ROUND_MAX {
         // The queue that holds the most of what may go gives first.
         let fullest = candidates.iter_mut().max_by_key(|(_, segments)| bytes(segments));

@@ -66,13 +66,23 @@ pub enum Holder {
     Nobody,
     /// Not even one segment fits.
     Never,
-    Exporter {
-        exporter: String,
-        queue: String,
-        records_behind: u64,
-        /// At the cap it gives its records up, or over.
-        gives_way: bool,
-    },
+    Exporter(Box<Holding>),
+}
+
+/// An exporter that waits for its records, or for its destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    pub exporter: String,
+    pub queue: String,
+    pub records_behind: u64,
+    /// At the cap it gives its records up, or over.
+    pub gives_way: bool,
+}
+
+impl Holder {
+    fn gives_way(&self) -> bool {
+        matches!(self, Holder::Exporter(holding) if holding.gives_way)
+    }
 }
 
 impl fmt::Display for Holder {
@@ -83,7 +93,8 @@ impl fmt::Display for Holder {
             Holder::Never => {
                 f.write_str(", and never will: it takes a higher forebay.queue.max_size, or a larger file system")
             }
-            Holder::Exporter { exporter, queue, records_behind, .. } => {
+            Holder::Exporter(holding) => {
+                let Holding { exporter, queue, records_behind, .. } = holding.as_ref();
                 write!(f, ", held by exporter \"{exporter}\" in queue \"{queue}\", {records_behind} records behind")
             }
         }
@@ -101,10 +112,8 @@ impl Full {
     /// Whether the room comes back by itself, whatever destinations do.
     pub fn is_brief(&self) -> bool {
         match self {
-            Full::Cap { holder, .. } => {
-                matches!(holder, Holder::Nobody | Holder::Exporter { gives_way: true, .. })
-            }
-            Full::FileSystem { holder, .. } => matches!(holder, Holder::Exporter { gives_way: true, .. }),
+            Full::Cap { holder, .. } => *holder == Holder::Nobody || holder.gives_way(),
+            Full::FileSystem { holder, .. } => holder.gives_way(),
             Full::Backlog { .. } | Full::Failed(_) | Full::Closed => false,
         }
     }

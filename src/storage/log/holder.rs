@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::Inner;
-use crate::storage::space::Holder;
+use crate::storage::space::{Holder, Holding};
 
 /// The logs of one store.
 #[derive(Default)]
@@ -55,7 +55,7 @@ pub(super) fn find(log: &Inner) -> Holder {
     let peers = log.shared.peers.all();
     match peers.iter().filter_map(|peer| hold(peer)).max_by_key(|hold| (!hold.gives_way, hold.bytes)) {
         Some(Hold { gives_way, exporter, queue, records_behind, .. }) => {
-            Holder::Exporter { exporter, queue, records_behind, gives_way }
+            Holder::Exporter(Box::new(Holding { exporter, queue, records_behind, gives_way }))
         }
         None => Holder::Nobody,
     }

@@ -18,7 +18,7 @@ async fn park_again(letters: &Path, requests: &[Vec<String>]) -> (u64, u64) {
     case.deliver_all(&destination).await;
     let dead_lettered = case.log.status().cursors[0].ledger.fates.get(Fate::DeadLettered);
     case.letters.shelf().close();
-    (case.letters.shelf().parked().status().letters as u64, dead_lettered)
+    (case.letters.shelf().parked().status().letters, dead_lettered)
 }
 
 #[tokio::test]
