@@ -348,7 +348,7 @@ impl Isolation {
         let destination = Arc::clone(&self.leased.destination);
         let bytes = self.bytes_of(part);
         let first_attempt = Instant::now();
-        let mut tries = Tries::of_part();
+        let mut tries = Tries::of_part(part.items.len());
         loop {
             let leave = tries.leave(&self.leased.place, &destination, &self.leased.draining, bytes);
             let Some(leave) = leave.await else { return Sent::Ended };

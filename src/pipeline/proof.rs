@@ -116,7 +116,7 @@ impl Leased {
             if request.payload.len() as u64 > destination.request_bytes_max() {
                 continue;
             }
-            let mut tries = Tries::of_part();
+            let mut tries = Tries::of_part(1);
             let leave = tries.leave(&self.place, destination, &self.draining, request.payload.len() as u64);
             let Some(leave) = leave.await else { return false };
             match self.export(request, leave, envelope, &mut tries).await {

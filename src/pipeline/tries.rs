@@ -17,10 +17,10 @@ use crate::queue::HELD_RANGES_MAX;
 use super::Destination;
 use super::clock::Pass;
 
-/// A batch that fails retryably this often while others pass is split, or set aside when it is one item.
+/// A batch, or part of one, that fails retryably this often while others pass is split.
 const STUMBLES_MAX: u32 = 5;
-/// The same for a part of one: the whole has shown what it is like.
-const PART_STUMBLES_MAX: u32 = 3;
+/// The same for one item, which is set aside then: a destination that fails now and then must not seem to mean it.
+const ITEM_STUMBLES_MAX: u32 = 8;
 /// With so many failures while others passed a batch gives its place to another.
 const STUMBLES_IN_PLACE: u32 = 2;
 /// Batches of one destination that may be without a place.
@@ -69,8 +69,9 @@ impl Tries {
         Tries { failures: 0, stumbles: 0, stumbles_max: STUMBLES_MAX, last: failed_at, alone_until: None }
     }
 
-    pub fn of_part() -> Tries {
-        Tries { stumbles_max: PART_STUMBLES_MAX, ..Tries::of_batch(None) }
+    pub fn of_part(items: usize) -> Tries {
+        let stumbles_max = if items > 1 { STUMBLES_MAX } else { ITEM_STUMBLES_MAX };
+        Tries { stumbles_max, ..Tries::of_batch(None) }
     }
 
     /// A request failed that was sent at `sent_at`.

@@ -166,6 +166,10 @@ impl Lease {
     /// Adds what comes behind this lease, waiting for it; false when nothing can be added any more (limits reached,
     /// other metadata, or somebody else has gone on reading).
     pub async fn extend(&mut self, limits: LeaseLimits) -> std::io::Result<bool> {
+        // What is left of one record is told by places in that record.
+        if self.left().is_some() {
+            return Ok(false);
+        }
         let mut durable_end = self.subscription.log.watch_durable_end();
         let subscription = Arc::clone(&self.subscription);
         loop {

@@ -319,7 +319,10 @@ fn run(cuts: u64, seed: u64, dishonesty: Option<Dishonesty>) -> Result<(), Strin
         }
         due.is_empty()
     })
-    .map_err(|reason| format!("{reason}; {} are missing, such as {:?}", due.len(), due.first()))?;
+    .map_err(|reason| {
+        let standing = life.standing(&world);
+        format!("{reason}; {} are missing, such as {:?}; {standing}", due.len(), due.first())
+    })?;
     stop.store(true, Ordering::SeqCst);
     *target.lock() = None;
     let parked = ledger.parked(&life.running.dead_letters);

@@ -64,7 +64,8 @@ pub(in crate::storage) fn count(
                     .records
                     .iter()
                     .map(|located| &located.header)
-                    .filter(|header| !cursor.is_settled(header.sequence))
+                    // What a kill left of a group that was never confirmed lies behind the last.
+                    .filter(|header| whole.contains(&header.sequence) && !cursor.is_settled(header.sequence))
                     .map(|header| Weight { records: 1, items: u64::from(header.items), bytes: header.record_len() })
                     .fold(Weight::default(), |sum, weight| sum.plus(&weight)),
             };
