@@ -1,6 +1,7 @@
 //! Settling, and what each cursor has left to settle.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,14 +9,14 @@ use crate::settings::Sizer;
 use crate::storage::backlog::{Limit, Tally, Weight};
 use crate::storage::cursor::Cursor;
 use crate::storage::ledger::{Fate, Fates};
-use crate::storage::segment::{self, RECORDS_START, ScanResult};
+use crate::storage::segment::{RECORDS_START, Scanner, Step};
 use crate::storage::space::{Full, Reservation};
 
 use super::{Log, Position, Segment, State};
 
-/// Segments that opening reads to count what a cursor has left in them. Segments settled in part beyond these are
-/// estimated, and the estimate ends when the cursor has settled everything.
-const COUNTED_SEGMENTS_MAX: usize = 4;
+/// Records whose headers opening reads to count what a cursor has left of segments that it settled in part. Segments beyond
+/// these are estimated, and the estimate ends when the cursor has settled everything.
+const COUNTED_RECORDS_MAX: u64 = 1 << 18;
 
 fn weight_of(segment: &Segment) -> Weight {
     Weight { records: segment.records, items: segment.items, bytes: segment.valid_end - RECORDS_START }
@@ -38,12 +39,38 @@ pub(super) fn estimate(segments: &BTreeMap<u64, Segment>, cursor: &Cursor, withi
     sum
 }
 
+/// Of each record in a segment. Reads its headers.
+fn weights(segment: &Segment) -> io::Result<Vec<(u64, Weight)>> {
+    let mut scanner = Scanner::new(Arc::clone(&segment.file), segment.identity, RECORDS_START, segment.valid_end);
+    let mut weights = Vec::new();
+    loop {
+        let header = match scanner.peek_header()? {
+            Some(header) => {
+                scanner.hop(&header);
+                header
+            }
+            None => match scanner.step()? {
+                Step::Record(located, _) => located.header,
+                Step::Gap(_) => continue,
+                Step::End => return Ok(weights),
+            },
+        };
+        // What a kill left of a group that was never confirmed lies behind the last.
+        if header.sequence > segment.last || scanner.offset() > segment.valid_end {
+            return Ok(weights);
+        }
+        let weight = Weight { records: 1, items: u64::from(header.items), bytes: header.record_len() };
+        weights.push((header.sequence, weight));
+    }
+}
+
 /// What each cursor has left at opening.
 pub(in crate::storage) fn count(
     segments: &BTreeMap<u64, Segment>,
     cursors: &BTreeMap<String, Cursor>,
 ) -> BTreeMap<String, Weight> {
-    let mut scans: BTreeMap<u64, ScanResult> = BTreeMap::new();
+    let mut counted: BTreeMap<u64, Vec<(u64, Weight)>> = BTreeMap::new();
+    let mut records_left = COUNTED_RECORDS_MAX;
     let mut backlogs = BTreeMap::new();
     for (name, cursor) in cursors {
         let mut sum = Weight::default();
@@ -52,22 +79,19 @@ pub(in crate::storage) fn count(
             let left = unsettled(cursor, whole.clone());
             let is_partial = !left.is_empty() && left != [whole.clone()];
             if is_partial
-                && !scans.contains_key(id)
-                && scans.len() < COUNTED_SEGMENTS_MAX
-                && let Ok(scan) = segment::scan_all(&segment.file, segment.identity)
+                && !counted.contains_key(id)
+                && let Some(records) = records_left.checked_sub(segment.records)
+                && let Ok(weights) = weights(segment)
             {
-                scans.insert(*id, scan);
+                records_left = records;
+                counted.insert(*id, weights);
             }
-            let weight = match scans.get(id).filter(|_| is_partial) {
+            let weight = match counted.get(id).filter(|_| is_partial) {
                 None => estimate(segments, cursor, &whole),
-                Some(scan) => scan
-                    .records
+                Some(weights) => weights
                     .iter()
-                    .map(|located| &located.header)
-                    // What a kill left of a group that was never confirmed lies behind the last.
-                    .filter(|header| whole.contains(&header.sequence) && !cursor.is_settled(header.sequence))
-                    .map(|header| Weight { records: 1, items: u64::from(header.items), bytes: header.record_len() })
-                    .fold(Weight::default(), |sum, weight| sum.plus(&weight)),
+                    .filter(|(sequence, _)| !cursor.is_settled(*sequence))
+                    .fold(Weight::default(), |sum, (_, weight)| sum.plus(weight)),
             };
             sum = sum.plus(&weight);
         }
