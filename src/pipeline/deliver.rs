@@ -220,7 +220,8 @@ impl Leased {
             return Answer::Refused(failure);
         }
         // A destination that names a time means everybody.
-        let waits_alone = tries.failed(destination, sent_at) == Fault::Own && failure.retry_after.is_none();
+        let waits_alone =
+            tries.failed(destination, sent_at, failure.status.is_some()) == Fault::Own && failure.retry_after.is_none();
         let delay = if waits_alone { pass.failed_alone() } else { Some(pass.failed(failure.retry_after)) };
         let delay = delay.unwrap_or_else(|| tries.wait_alone(destination));
         log_failure(destination, &failure, delay);

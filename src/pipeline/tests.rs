@@ -65,7 +65,7 @@ fn scripted(script: impl Fn(&Batch, usize) -> Outcome + Send + Sync + 'static) -
 fn failure(class: Class) -> Outcome {
     Outcome::Failed(Failure {
         class,
-        status: None,
+        status: Some(crate::exporters::RemoteStatus::Http(503)),
         retry_after: None,
         too_large: false,
         message: "scripted".to_owned(),

@@ -23,6 +23,9 @@ const STUMBLES_MAX: u32 = 5;
 const ITEM_STUMBLES_MAX: u32 = 8;
 /// With so many failures while others passed a batch gives its place to another.
 const STUMBLES_IN_PLACE: u32 = 2;
+/// Failures without an answer after which it is no longer taken for the network's fault. What was sent may have arrived, and
+/// each other batch that is tried then may arrive twice.
+const UNANSWERED_IN_PLACE: u32 = 8;
 /// Batches of one destination that may be without a place.
 pub(super) const ASIDE_MAX: usize = HELD_RANGES_MAX;
 
@@ -43,6 +46,8 @@ pub(super) struct Tries {
     /// Failures between which the destination took something else.
     stumbles: u32,
     stumbles_max: u32,
+    /// Of the last failure.
+    was_answered: bool,
     last: Option<Instant>,
     alone_until: Option<Instant>,
 }
@@ -66,7 +71,14 @@ pub(super) struct Leave<'d> {
 impl Tries {
     /// `failed_at`: when the same failed before it was set aside, if it was.
     pub fn of_batch(failed_at: Option<Instant>) -> Tries {
-        Tries { failures: 0, stumbles: 0, stumbles_max: STUMBLES_MAX, last: failed_at, alone_until: None }
+        Tries {
+            failures: 0,
+            stumbles: 0,
+            stumbles_max: STUMBLES_MAX,
+            was_answered: false,
+            last: failed_at,
+            alone_until: None,
+        }
     }
 
     pub fn of_part(items: usize) -> Tries {
@@ -75,13 +87,14 @@ impl Tries {
     }
 
     /// A request failed that was sent at `sent_at`.
-    pub fn failed(&mut self, destination: &Destination, sent_at: Instant) -> Fault {
+    pub fn failed(&mut self, destination: &Destination, sent_at: Instant, is_answered: bool) -> Fault {
         let accepted_at = destination.proof.accepted_at();
         let others_passed = accepted_at.is_some_and(|at| at > self.last.unwrap_or(sent_at));
         if others_passed || self.last.is_none() {
             self.stumbles += 1;
         }
         self.failures += 1;
+        self.was_answered = is_answered;
         self.last = Some(Instant::now());
         if others_passed { Fault::Own } else { Fault::Destinations }
     }
@@ -102,7 +115,10 @@ impl Tries {
     fn should_give_way(&self, destination: &Destination) -> bool {
         match self.alone_until {
             Some(_) => self.stumbles >= STUMBLES_IN_PLACE,
-            None => destination.clock.wants_another(self.failures),
+            None => {
+                (self.was_answered || self.failures >= UNANSWERED_IN_PLACE)
+                    && destination.clock.wants_another(self.failures)
+            }
         }
     }
 
