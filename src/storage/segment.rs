@@ -254,6 +254,21 @@ impl Scanner {
         self.last_sequence = Some(header.sequence);
     }
 
+    /// The header of the next record, whose payload is not read where its header is whole. None: the end.
+    pub fn next_header(&mut self) -> io::Result<Option<Header>> {
+        loop {
+            if let Some(header) = self.peek_header()? {
+                self.hop(&header);
+                return Ok(Some(header));
+            }
+            match self.step()? {
+                Step::Record(located, _) => return Ok(Some(located.header)),
+                Step::Gap(_) => {}
+                Step::End => return Ok(None),
+            }
+        }
+    }
+
     pub fn step(&mut self) -> io::Result<Step> {
         if let Some((located, record)) = self.record_at(self.offset)? {
             self.offset += located.header.record_len();

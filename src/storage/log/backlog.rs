@@ -9,7 +9,7 @@ use crate::settings::Sizer;
 use crate::storage::backlog::{Limit, Tally, Weight};
 use crate::storage::cursor::Cursor;
 use crate::storage::ledger::{Fate, Fates};
-use crate::storage::segment::{RECORDS_START, Scanner, Step};
+use crate::storage::segment::{RECORDS_START, Scanner};
 use crate::storage::space::{Full, Reservation};
 
 use super::{Log, Position, Segment, State};
@@ -43,25 +43,15 @@ pub(super) fn estimate(segments: &BTreeMap<u64, Segment>, cursor: &Cursor, withi
 fn weights(segment: &Segment) -> io::Result<Vec<(u64, Weight)>> {
     let mut scanner = Scanner::new(Arc::clone(&segment.file), segment.identity, RECORDS_START, segment.valid_end);
     let mut weights = Vec::new();
-    loop {
-        let header = match scanner.peek_header()? {
-            Some(header) => {
-                scanner.hop(&header);
-                header
-            }
-            None => match scanner.step()? {
-                Step::Record(located, _) => located.header,
-                Step::Gap(_) => continue,
-                Step::End => return Ok(weights),
-            },
-        };
+    while let Some(header) = scanner.next_header()? {
         // What a kill left of a group that was never confirmed lies behind the last.
         if header.sequence > segment.last || scanner.offset() > segment.valid_end {
-            return Ok(weights);
+            break;
         }
         let weight = Weight { records: 1, items: u64::from(header.items), bytes: header.record_len() };
         weights.push((header.sequence, weight));
     }
+    Ok(weights)
 }
 
 /// What each cursor has left at opening.

@@ -11,7 +11,7 @@ use crate::storage::backlog::Weight;
 use crate::storage::catalog::{CursorRow, RANGES_SURE};
 use crate::storage::cursor::{Cursor, PERSISTED_RANGES_MAX};
 use crate::storage::ledger::Ledger;
-use crate::storage::segment::{RECORDS_START, Scanner, Step};
+use crate::storage::segment::{RECORDS_START, Scanner};
 
 use super::read::start_offset;
 use super::{Inner, Log, Position, SegmentState};
@@ -134,18 +134,7 @@ impl Log {
                 continue;
             }
             let mut scanner = Scanner::new(file, identity, offsets.start, offsets.end);
-            loop {
-                let header = match scanner.peek_header()? {
-                    Some(header) => {
-                        scanner.hop(&header);
-                        header
-                    }
-                    None => match scanner.step()? {
-                        Step::Record(located, _) => located.header,
-                        Step::Gap(_) => continue,
-                        Step::End => break,
-                    },
-                };
+            while let Some(header) = scanner.next_header()? {
                 if header.sequence >= range.end || scanner.offset() > offsets.end {
                     break;
                 }
