@@ -88,7 +88,7 @@ pub struct Destination {
     pub exporter: Arc<dyn Exporter>,
     pub clock: Clock,
     pub batch: BatchPolicy,
-    /// Time from a batch's first attempt after which it is set aside; zero: never.
+    /// Time from a batch's first attempt after which it becomes a dead letter; zero: never.
     max_elapsed_time: Duration,
     retry_enabled: bool,
     /// For batches that are leased, but for those that gave their place away.
